@@ -1,0 +1,107 @@
+r"""checkerboard: a posterior of separate pieces (Variational Flow Maps, arXiv 2603.07276).
+
+``x`` is uniform on 8 of the 16 unit cells of :math:`[-2, 2]^2`, those whose column and row have an
+even sum, and ``y = x_1 + 0.1 eps``. Every column holds two cells, so :math:`x_1` alone is uniform
+on :math:`[-2, 2]` and the posterior is exact without rejection: :math:`x_1 \mid y` is
+:math:`\mathcal N(y, \sigma^2)` cut to :math:`[-2, 2]` and :math:`x_2 \mid x_1` uniform on the two
+cells of its column.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from deepinv.physics import GaussianNoise
+from pyro.distributions import TorchDistribution, constraints
+from torch import Tensor
+from torch.special import log_ndtr, ndtr, ndtri
+
+from vfm_inverse.operators import MatrixObservations
+from vfm_inverse.problem import InverseProblem
+from vfm_inverse.problems.noise_levels import Sigma, noise_level
+
+__all__ = ["CheckerboardPosterior", "make", "on_board", "sample_board"]
+
+EDGE = 2.0**-22  # cells are half open; below this, single precision would round onto the next one
+
+
+def make(sigma: Sigma = 0.1) -> InverseProblem:
+    """Build the problem: ``x`` ``(2,)``, ``y`` ``(1,)``.
+
+    Args:
+        sigma: noise standard deviation, or a range ``(low, high)`` drawn per sample.
+    """
+    level, params = noise_level(sigma)
+
+    def reference(y: Tensor, sigma: Tensor | float = level) -> CheckerboardPosterior:
+        return CheckerboardPosterior(y[:, 0], torch.as_tensor(sigma).to(y))
+
+    return InverseProblem(
+        prior=sample_board,
+        physics=MatrixObservations(torch.tensor([[1.0, 0.0]]), GaussianNoise(level)),
+        params=params,
+        reference=reference,
+        units="1",
+        obs_units="1",
+    )
+
+
+def sample_board(num: int) -> Tensor:
+    """Uniform draws ``(num, 2)`` from the eight cells."""
+    x_1 = 4 * torch.rand(num) - 2
+    return torch.stack([x_1, _second(x_1)], -1)
+
+
+def on_board(x: Tensor) -> Tensor:
+    """Whether points ``(*, 2)`` lie on one of the eight cells, ``(*)``."""
+    inside = ((x >= -2) & (x < 2)).all(-1)
+    return inside & (x.floor().sum(-1) % 2 == 0)
+
+
+def _second(x_1: Tensor) -> Tensor:
+    """Uniform on the two cells of the column: one that starts at an even number has -2 and 0."""
+    row = x_1.floor() % 2 - 2 * (torch.rand_like(x_1) < 0.5)
+    return row + torch.rand_like(x_1).clamp(max=1 - EDGE)
+
+
+class CheckerboardPosterior(TorchDistribution):
+    """``p(x | y)`` for ``y`` ``(batch,)`` and ``sigma`` a number or ``(batch,)``."""
+
+    support = constraints.real_vector
+    arg_constraints: dict[str, Any] = {}
+
+    def __init__(self, y: Tensor, sigma: Tensor) -> None:
+        self.y, self.sigma = torch.broadcast_tensors(y, sigma)
+        super().__init__(self.y.shape, torch.Size([2]), validate_args=False)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Exact draws ``(*sample_shape, batch, 2)``."""
+        with torch.no_grad():
+            shape = torch.Size(sample_shape) + self.y.shape
+            low, high, sign = self._limits()
+            p_low, p_high = ndtr(low), ndtr(high)
+            uniform = torch.rand(shape, dtype=torch.float64, device=self.y.device)
+            z = ndtri(p_low + (p_high - p_low) * uniform).clamp(low, high)
+            x_1 = (sign * (self.y.abs() + self.sigma * z)).to(self.y.dtype).clamp(-2, 2 - EDGE)
+            return torch.stack([x_1, _second(x_1)], -1)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density of points ``(*, batch, 2)``, minus infinity off the board."""
+        low, high, _ = self._limits()
+        z = (value[..., 0].double() - self.y) / self.sigma
+        mass = log_ndtr(high) + torch.log1p(-torch.exp(log_ndtr(low) - log_ndtr(high)))
+        log_normal = -0.5 * z**2 - 0.5 * math.log(2 * math.pi) - self.sigma.double().log()
+        inside = on_board(value)
+        return torch.where(inside, log_normal - mass - math.log(2), -math.inf).to(self.y.dtype)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> CheckerboardPosterior:
+        """The same law over a larger batch."""
+        shape = torch.Size(batch_shape)
+        return CheckerboardPosterior(self.y.expand(shape), self.sigma.expand(shape))
+
+    def _limits(self) -> tuple[Tensor, Tensor, Tensor]:
+        # Mirrored to y >= 0: both limits then lie in the lower tail, where ndtr keeps its digits.
+        y, sigma = self.y.double().abs(), self.sigma.double()
+        return (-2 - y) / sigma, (2 - y) / sigma, torch.where(self.y < 0, -1.0, 1.0).to(y)

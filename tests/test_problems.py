@@ -1,0 +1,417 @@
+"""Every problem of the pack keeps one contract; exact posteriors are checked by other means."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+from torch.distributions import Distribution, MultivariateNormal
+
+from vfm_inverse import problems
+from vfm_inverse.problem import InverseProblem
+from vfm_inverse.problems import checkerboard, photographs
+from vfm_inverse.problems.conjugate import ConjugateGaussian
+from vfm_inverse.problems.gaussian_field import matern_covariance
+from vfm_inverse.problems.gaussian_prior import fit_gaussian, gaussian_prior_posterior
+
+# Settings small enough for a test; one line a variant.
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "linear-gaussian": ("linear-gaussian", {}),
+    "linear-gaussian, more data than unknowns": ("linear-gaussian", {"dim": 3, "obs_dim": 5}),
+    "linear-gaussian, sigma varies": ("linear-gaussian", {"dim": 6, "sigma": (0.1, 1.0)}),
+    "rotated-gaussian": ("rotated-gaussian", {}),
+    "gaussian-field": ("gaussian-field", {"size": 6, "num_points": 3}),
+    "gaussian-field, sigma varies": (
+        "gaussian-field",
+        {"size": 5, "num_points": 4, "sigma": [0.05, 0.5]},
+    ),
+    "lognormal-field": ("lognormal-field", {}),
+    "checkerboard": ("checkerboard", {}),
+    "checkerboard, sigma varies": ("checkerboard", {"sigma": (0.05, 0.5)}),
+    "photo-deblur": ("photo-deblur", {"size": 16}),
+    "photo-inpaint": ("photo-inpaint", {"size": 16}),
+}
+EXACT = [name for name in CASES if not name.startswith(("lognormal", "photo"))]
+GAUSSIAN = [name for name in EXACT if not name.startswith("checkerboard")]
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+def make(case: str) -> InverseProblem:
+    name, kwargs = CASES[case]
+    return problems.load(name, **kwargs)
+
+
+def reference(problem: InverseProblem, y: Tensor, params: dict[str, Tensor]) -> Distribution:
+    posterior = problem.reference_posterior(y, **params)
+    assert posterior is not None
+    return posterior
+
+
+def test_every_problem_is_a_case() -> None:
+    assert {name for name, _ in CASES.values()} == problems.available().keys()
+    assert all(len(line) < 90 for line in problems.available().values())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_contract(case: str) -> None:
+    problem = make(case)
+    x, y, params = problem.simulate(50, seed=0)
+    assert x.shape == (50, *problem.field_shape) and y.shape == (50, *problem.observation_shape)
+    assert {k: v.shape[1:] for k, v in params.items()} == problem.param_shapes
+    assert x.dtype == y.dtype == torch.float32
+    assert len(problem.dims) == sum(size > 1 for size in problem.field_shape)
+    assert problem.units is not None and problem.observation_labels.units is not None
+    value = problem.log_likelihood(x, y, **params)
+    assert value.shape == (50,) and bool(torch.isfinite(value).all())
+    shuffled = problem.log_likelihood(x, y.roll(1, 0), **params)
+    assert float(value.mean()) > float(shuffled.mean()) + 1, "the data say nothing of the field"
+    x_test, _, _ = problem.simulate(50, split="test", seed=0)
+    assert not torch.equal(x_test, x)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_name_and_settings_rebuild_the_problem(case: str) -> None:
+    problem = make(case)
+    settings = json.loads(json.dumps(problem.kwargs))  # as a checkpoint keeps them
+    again = problems.load(problem.name or "", **settings)
+    drawn, redrawn = problem.simulate(5, seed=3), again.simulate(5, seed=3)
+    torch.testing.assert_close(redrawn, drawn, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("case", EXACT)
+def test_reference_has_the_interface_of_a_posterior(case: str) -> None:
+    problem = make(case)
+    _, y, params = problem.simulate(7, seed=0)
+    posterior = reference(problem, y, params)
+    assert posterior.batch_shape == (7,) and posterior.event_shape == problem.field_shape
+    draws = posterior.sample((4,))
+    assert draws.shape == (4, 7, *problem.field_shape) and draws.dtype == torch.float32
+    assert posterior.log_prob(draws).shape == (4, 7)
+    assert bool(torch.isfinite(posterior.log_prob(draws)).all())
+
+
+@pytest.mark.parametrize("case", EXACT)
+def test_reference_is_calibrated(case: str) -> None:
+    """Ranks of the truth among 63 draws are uniform (simulation-based calibration; 8 bins)."""
+    problem = make(case)
+    x, y, params = problem.simulate(4000, seed=1)
+    draws = reference(problem, y, params).sample((63,))
+    ranks = (draws < x).sum(0).flatten(1)
+    p_values = []
+    for column in ranks.T:
+        counts = torch.bincount(column // 8, minlength=8).numpy()
+        p_values.append(stats.chisquare(counts).pvalue)
+    assert min(p_values) * len(p_values) > 1e-3
+    # Power: draws 10 % too narrow are found out.
+    narrow = draws.mean(0) + 0.9 * (draws - draws.mean(0))
+    counts = torch.bincount((narrow < x).sum(0).flatten(1)[:, 0] // 8, minlength=8).numpy()
+    assert stats.chisquare(counts).pvalue < 1e-3 or case.startswith("checkerboard")
+
+
+@pytest.mark.parametrize("case", EXACT)
+def test_reference_is_prior_times_likelihood(case: str) -> None:
+    """log p(x|y) - log p(x) - log p(y|x) is the evidence: the same for every x."""
+    problem = make(case)
+    x, y, params = problem.simulate(20, seed=2)
+    posterior = reference(problem, y, params)
+    draws = posterior.sample((10,))
+    if case.startswith("checkerboard"):
+        log_prior: Tensor | float = -math.log(8)
+    else:
+        mean, covariance = problem.prior_moments() or pytest.fail("a Gaussian prior has moments")
+        law = MultivariateNormal(mean, covariance)
+        log_prior = law.log_prob(draws.double().flatten(2))
+    evidence = problem.log_likelihood(draws, y, **params) + log_prior - posterior.log_prob(draws)
+    # Single precision: the prior precision of the smooth fields is large.
+    tolerance = 0.05 if "field" in case else 2e-3
+    assert float(evidence.std(0).max()) < tolerance
+
+
+@pytest.mark.parametrize("case", GAUSSIAN)
+def test_gaussian_reference_against_importance_sampling(case: str) -> None:
+    """Posterior mean and variance once more, from prior draws weighted by the likelihood."""
+    problem = make(case)
+    _, y, params = problem.simulate(3, seed=7)
+    if params:
+        params = {"sigma": params["sigma"].clamp_min(0.5)}
+    posterior = reference(problem, y, params)
+    x = problem.sample_prior(200_000, seed=5).unsqueeze(1).expand(-1, 3, *problem.field_shape)
+    weight = torch.softmax(problem.log_likelihood(x, y, **params), 0)
+    size = 1 / weight.square().sum(0)  # effective sample size
+    assert float(size.min()) > 100
+    flat, mean = x.flatten(2), posterior.mean.flatten(1)
+    error = (weight.unsqueeze(-1) * (flat - mean)).sum(0)
+    scale = posterior.variance.flatten(1).sqrt()
+    assert float((error / scale * size.sqrt().unsqueeze(-1)).abs().max()) < 5
+    variance = (weight.unsqueeze(-1) * (flat - mean) ** 2).sum(0)
+    spread = (variance / scale**2 - 1) * (size.unsqueeze(-1) / 2).sqrt()
+    assert float(spread.abs().max()) < 6
+
+
+def test_rotated_gaussian_has_the_published_widths() -> None:
+    problem = problems.load("rotated-gaussian")
+    covariance = reference(problem, torch.zeros(1, 1), {}).covariance_matrix[0]
+    angle = math.radians(36)
+    along = torch.tensor([math.cos(angle), math.sin(angle)])
+    across = torch.tensor([-math.sin(angle), math.cos(angle)])
+    assert float(along @ covariance @ along) ** 0.5 == pytest.approx(0.0995, abs=1e-4)
+    assert float(across @ covariance @ across) ** 0.5 == pytest.approx(1, abs=1e-4)
+
+
+def test_linear_gaussian_has_the_condition_number_it_says() -> None:
+    for condition in (1.0, 10.0, 1e4):
+        problem = problems.load("linear-gaussian", dim=5, condition=condition)
+        moments = problem.prior_moments()
+        assert moments is not None
+        eigenvalues = torch.linalg.eigvalsh(moments[1])
+        assert float(eigenvalues[-1] / eigenvalues[0]) == pytest.approx(condition, rel=1e-2)
+        assert float(eigenvalues.mean()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("nu", [0.5, 1.5, 2.5])
+def test_matern_covariance_has_its_closed_forms(nu: float) -> None:
+    """Half-integer orders (Rasmussen and Williams 2006, eq. 4.17)."""
+    size, length = 6, 0.3
+    covariance = matern_covariance(size, nu, length)
+    axis = torch.linspace(0, 1, size).double()
+    nodes = torch.cartesian_prod(axis, axis)
+    r = torch.cdist(nodes, nodes)
+    s = math.sqrt(2 * nu) * r / length
+    factor = {0.5: 1, 1.5: 1 + s, 2.5: 1 + s + s**2 / 3}[nu]
+    closed = factor * torch.exp(-s) + 1e-5 * torch.eye(size**2).double()
+    torch.testing.assert_close(covariance, closed, rtol=0, atol=1e-7)
+
+
+def test_lognormal_field_is_the_exponential_of_the_gaussian_one() -> None:
+    problem = problems.load("lognormal-field")
+    x = problem.sample_prior(20_000, seed=0)
+    assert float(x.min()) > 0 and problem.prior_moments() is None
+    log = x.log().flatten(1)
+    torch.testing.assert_close(log.mean(0), torch.zeros(64), rtol=0, atol=0.03)
+    torch.testing.assert_close(log.std(0), torch.full((64,), 0.8), rtol=0.03, atol=0)
+    assert problem.reference_posterior(torch.zeros(1, 12)) is None
+
+
+def test_checkerboard_draws_lie_on_the_board() -> None:
+    problem = problems.load("checkerboard")
+    x = problem.sample_prior(80_000, seed=0)
+    assert bool(checkerboard.on_board(x).all())
+    cells = (x.floor() + 2).long()
+    counts = torch.bincount(cells[:, 0] * 4 + cells[:, 1], minlength=16)
+    assert int((counts > 0).sum()) == 8
+    assert stats.chisquare(counts[counts > 0].numpy()).pvalue > 1e-3
+    y = torch.linspace(-4, 4, 41)[:, None]
+    draws = reference(problem, y, {}).sample((500,))
+    assert bool(checkerboard.on_board(draws).all())
+
+
+def test_checkerboard_reference_is_what_rejection_gives() -> None:
+    problem = problems.load("checkerboard")
+    x = problem.sample_prior(2_000_000, seed=0)
+    accept = torch.rand(len(x), generator=torch.Generator().manual_seed(1))
+    for y in (0.03, -1.96, 2.15):
+        weight = torch.exp(-0.5 * ((y - x[:, 0]) / 0.1) ** 2)
+        kept = x[accept < weight / weight.max()]
+        drawn = reference(problem, torch.tensor([[y]]), {}).sample((10_000,))[:, 0]
+        for axis in range(2):
+            test = stats.ks_2samp(kept[:, axis].numpy(), drawn[:, axis].numpy())
+            assert test.pvalue > 1e-4, f"y = {y}, axis {axis}"
+
+
+def test_noise_levels_are_log_uniform() -> None:
+    sigma = problems.load("linear-gaussian", sigma=(0.05, 0.5)).sample_params(20_000, seed=0)[
+        "sigma"
+    ]
+    u = (sigma.log() - math.log(0.05)) / math.log(10)
+    assert stats.kstest(u.numpy(), "uniform").pvalue > 1e-3
+
+
+def test_conjugate_gaussian_log_prob_and_moments() -> None:
+    """Against torch's MultivariateNormal with the textbook formula."""
+    generator = torch.Generator().manual_seed(0)
+    root = torch.randn(5, 5, generator=generator, dtype=torch.float64)
+    covariance = root @ root.T + 0.1 * torch.eye(5)
+    operator = torch.randn(3, 5, generator=generator, dtype=torch.float64)
+    mean = torch.randn(5, generator=generator, dtype=torch.float64)
+    y, sigma = torch.randn(4, 3).double(), torch.tensor([0.1, 0.5, 1.0, 2.0]).double()
+    posterior = ConjugateGaussian(mean, covariance, operator).posterior(y, sigma)
+    for index in range(4):
+        precision = covariance.inverse() + operator.T @ operator / sigma[index] ** 2
+        expected = precision.inverse()
+        centre = mean + expected @ operator.T @ (y[index] - operator @ mean) / sigma[index] ** 2
+        torch.testing.assert_close(posterior.mean[index], centre)
+        torch.testing.assert_close(posterior.covariance_matrix[index], expected)
+        torch.testing.assert_close(posterior.variance[index], expected.diagonal())
+    value = torch.randn(6, 4, 5, dtype=torch.float64)
+    law = MultivariateNormal(posterior.mean, posterior.covariance_matrix)
+    torch.testing.assert_close(posterior.log_prob(value), law.log_prob(value))
+    draws = posterior.sample((50_000,))
+    torch.testing.assert_close(draws.mean(0), posterior.mean, rtol=0, atol=0.05)
+    torch.testing.assert_close(draws.var(0), posterior.variance, rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize("case", ["photo-deblur", "photo-inpaint"])
+def test_the_baseline_is_the_posterior_of_its_gaussian_prior(case: str) -> None:
+    """Exact for fields drawn from the fitted Gaussian: ranks, moments and density."""
+    problem = make(case)
+    mean, covariance = fit_gaussian(problem)
+    generator = torch.Generator().manual_seed(0)
+    root = torch.linalg.cholesky(covariance)
+    noise = torch.randn(150, 256, generator=generator, dtype=torch.float64)
+    x = (mean + noise @ root.T).float().reshape(-1, 1, 16, 16)
+    params = problem.sample_params(150, seed=1)
+    y = problem.observe(x, seed=2, **params)
+    assert problem.reference_posterior(y, **params) is None
+    posterior = gaussian_prior_posterior(problem, y, **params)
+    draws = posterior.sample((63,))
+    assert draws.shape == (63, 150, 1, 16, 16)
+    z = (x - posterior.mean) / posterior.variance.sqrt()
+    assert float(z.square().mean()) == pytest.approx(1, abs=0.03)
+    ranks = (draws < x).sum(0).flatten()
+    counts = torch.bincount(ranks // 8, minlength=8).double() / ranks.numel()
+    assert float((counts - 1 / 8).abs().max()) < 0.01
+    # The density, against torch's with the covariance that the textbook formula gives.
+    sigma = params["sigma"][0].double()
+    mask = params["mask"][0].double().flatten() if "mask" in params else None
+    columns = torch.eye(256).reshape(-1, 1, 16, 16)
+    assert problem.physics is not None
+    operator = (
+        torch.diag(mask) if mask is not None else problem.physics.A(columns).flatten(1).T.double()
+    )
+    precision = covariance.inverse() + operator.T @ operator / sigma**2
+    centre = mean + torch.linalg.solve(
+        precision, operator.T @ (y[0].flatten() - operator @ mean) / sigma**2
+    )
+    torch.testing.assert_close(posterior.mean[0].flatten().double(), centre, rtol=0, atol=2e-4)
+    exact = MultivariateNormal(centre, precision_matrix=(precision + precision.T) / 2)
+    value = posterior.log_prob(draws)[:, 0].double()
+    torch.testing.assert_close(
+        value, exact.log_prob(draws[:, 0].double().flatten(1)), rtol=0, atol=2
+    )
+    assert float(value.std()) == pytest.approx(math.sqrt(256 / 2), rel=0.4)
+
+
+def test_the_baseline_improves_on_the_data_on_photographs_never_trained_on() -> None:
+    problem = make("photo-deblur")
+    x, y, params = problem.simulate(300, split="test", seed=0)
+    posterior = gaussian_prior_posterior(problem, y, **params)
+    assert float((posterior.mean - x).square().mean()) < 0.6 * float((y - x).square().mean())
+
+
+def test_the_baseline_refuses_what_has_no_closed_form() -> None:
+    problem = InverseProblem(torch.rand(30, 1, 8, 8), simulator=torch.sqrt)
+    with pytest.raises(ValueError, match="needs a linear physics with Gaussian noise"):
+        gaussian_prior_posterior(problem, torch.zeros(1, 1, 8, 8))
+
+
+def test_photographs_are_split_by_photograph() -> None:
+    assert not set(photographs.TRAIN) & set(photographs.TEST)
+    for split, names in photographs.PHOTOGRAPHS.items():
+        pictures = [photographs.photograph(name) for name in names]
+        for picture in pictures:
+            assert picture.dim() == 2 and min(picture.shape) >= 64
+            assert 0 <= float(picture.min()) < 0.4 < float(picture.max()) <= 1
+        torch.manual_seed(0)
+        patches = photographs.draw_patches(40, 24, split)
+        assert patches.shape == (40, 1, 24, 24)
+        # Each patch, or a flip of it, is found in a photograph of its own split.
+        for patch in patches[:8, 0]:
+            candidates = [patch, patch.flip(0), patch.flip(1), patch.flip(0, 1)]
+            if split == "test":
+                candidates = candidates[:1]
+            assert any(contains(picture, one) for picture in pictures for one in candidates)
+
+
+@pytest.mark.parametrize("case", ["photo-deblur", "photo-inpaint"])
+def test_photo_problems_keep_the_splits_apart(case: str) -> None:
+    problem = make(case)
+    pictures = {
+        split: [photographs.photograph(name) for name in names]
+        for split, names in photographs.PHOTOGRAPHS.items()
+    }
+    for patch in problem.sample_prior(12, split="test", seed=0)[:, 0]:
+        if float(patch.std()) > 0.05:  # a flat patch may occur anywhere
+            assert any(contains(picture, patch) for picture in pictures["test"])
+            assert not any(contains(picture, patch) for picture in pictures["train"])
+
+
+def contains(picture: Tensor, patch: Tensor) -> bool:
+    windows = np.lib.stride_tricks.sliding_window_view(picture.numpy(), patch.shape)
+    corners = (windows[:, :, 0, 0] == float(patch[0, 0])) & (
+        windows[:, :, -1, -1] == float(patch[-1, -1])
+    )
+    return any((windows[i, j] == patch.numpy()).all() for i, j in np.argwhere(corners))
+
+
+def test_masks_are_pixels_or_boxes() -> None:
+    problem = make("photo-inpaint")
+    mask = problem.sample_params(2000, seed=0)["mask"]
+    assert set(mask.unique().tolist()) == {0.0, 1.0}
+    missing = (mask == 0)[:, 0]
+    rows, columns = missing.any(2), missing.any(1)
+    box = missing.sum((1, 2)) == rows.sum(1) * columns.sum(1)
+    assert 0.45 < float(box.float().mean()) < 0.55
+    sides = rows[box].sum(1)
+    assert int(sides.min()) == 4 and int(sides.max()) == 8
+    kept = mask[~box].mean((1, 2, 3))
+    assert 0.15 < float(kept.min()) < 0.35 and 0.65 < float(kept.max()) < 0.85
+
+
+def test_the_blur_keeps_constants_and_has_its_adjoint() -> None:
+    physics = make("photo-deblur").physics
+    assert physics is not None
+    flat = torch.ones(1, 1, 16, 16)
+    torch.testing.assert_close(physics.A(flat), flat)
+    x, y = torch.randn(2, 1, 1, 16, 16)
+    forward, backward = (physics.A(x) * y).sum(), (x * physics.A_adjoint(y)).sum()
+    torch.testing.assert_close(forward, backward, rtol=1e-4, atol=1e-4)
+
+
+def test_without_scikit_image_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = builtins.__import__
+
+    def without(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name.startswith("skimage"):
+            raise ImportError("No module named 'skimage'")
+        return original(name, *args, **kwargs)
+
+    photographs.photograph.cache_clear()
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ImportError, match=r"pip install 'vfm-inverse\[photos\]'"):
+        problems.load("photo-deblur")
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "message"),
+    [
+        ("linear-gausian", {}, "unknown problem 'linear-gausian'; did you mean 'linear-gaussian'"),
+        ("photo_deblur", {}, "did you mean 'photo-deblur'"),
+        ("xyz", {}, "unknown problem 'xyz'.* Available: linear-gaussian, "),
+        ("checkerboard", {"dim": 3}, r"unknown setting \['dim'\] of problem 'checkerboard'"),
+        ("linear-gaussian", {"sigma": 0}, "'sigma' must be positive; got 0"),
+        ("linear-gaussian", {"sigma": (0.5, 0.1)}, "'sigma' must be a number or a range"),
+        ("linear-gaussian", {"dim": 0}, "'dim' and 'obs_dim' must be positive; got 0 and 2"),
+        ("linear-gaussian", {"condition": 0.5}, "'condition' must be at least 1; got 0.5"),
+        ("gaussian-field", {"num_points": 0}, "'num_points' must be positive; got 0"),
+        ("gaussian-field", {"nu": 0}, "'nu' and 'length_scale' positive; got 16, 0, 0.25"),
+        ("lognormal-field", {"scale": -1}, "'scale' must be positive; got -1"),
+        ("photo-deblur", {"blur": 9}, "'blur' in .* got 32 and 9"),
+        ("photo-deblur", {"size": 4}, "'size' must lie in"),
+        ("photo-inpaint", {"size": 4}, "'size' must lie in"),
+        ("photo-inpaint", {"keep": (0.9, 0.2)}, "'keep' must be a range"),
+    ],
+)
+def test_bad_settings_are_refused(name: str, kwargs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        problems.load(name, **kwargs)

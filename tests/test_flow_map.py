@@ -1,0 +1,217 @@
+"""Flow maps: structure that holds whatever the weights, the exact Gaussian flow, and losses that reach it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vfm_inverse.couplings import adapter_coupling, independent, minibatch_ot
+from vfm_inverse.flow_losses import FLOW_LOSSES, diagonal, interpolate, sample_times
+from vfm_inverse.flow_map import FlowMap
+from vfm_inverse.gaussian import ContractedNormal
+from vfm_inverse.networks import MLP, UNet
+
+
+def networks() -> dict[str, tuple[nn.Module, Tensor | None]]:
+    """Every network with a context for three observations."""
+    torch.manual_seed(0)
+    made = {
+        "mlp": (MLP(16, 0, 32, 2), None),
+        "mlp with context": (MLP(16, 5, 32, 2), torch.randn(3, 5)),
+        "u-net 2-d": (UNet((1, 4, 4), 0, 8, 1), None),
+        "u-net 2-d with context": (UNet((1, 4, 4), 3, 8, 1), torch.randn(3, 3, 4, 4)),
+        "u-net 1-d": (UNet((2, 8), 1, 8, 2), torch.randn(3, 1, 8)),
+    }
+    for network, _ in made.values():  # the zero layers hide everything
+        for parameter in network.parameters():
+            nn.init.normal_(parameter, std=0.2)
+    return made
+
+
+NAMES = sorted(networks())
+
+
+@pytest.mark.parametrize("preconditioned", [True, False])
+@pytest.mark.parametrize("name", NAMES)
+def test_contract(name: str, preconditioned: bool) -> None:
+    network, context = networks()[name]
+    flow_map = FlowMap(network, preconditioned).double()
+    context = None if context is None else context.double()
+    x = torch.randn(3, 16, dtype=torch.float64)
+    s, t = torch.tensor([0.9, 1.0, 0.2]).double(), torch.tensor([0.1, 0.0, 0.8]).double()
+    torch.testing.assert_close(flow_map(x, s, s, context), x)
+    _, rate = torch.func.jvp(lambda u: flow_map(x, t, u, context), (t,), (torch.ones_like(t),))
+    torch.testing.assert_close(rate, flow_map.velocity(x, t, context))
+    # Samples of one observation share its context, and are what a loop over them gives.
+    many = torch.stack([x, x + 1])
+    together = flow_map(many, s, t, context)
+    torch.testing.assert_close(together[1], flow_map(x + 1, s, t, context))
+    flow_map(x, s, t, context).square().sum().backward()
+    dead = [n for n, p in flow_map.named_parameters() if p.grad is None or p.grad.abs().sum() == 0]
+    assert not dead
+    assert flow_map.generate(x, 3, context).shape == x.shape
+
+
+def test_two_steps_compose() -> None:
+    flow_map = FlowMap(networks()["mlp"][0])
+    z = torch.randn(3, 16)
+    half = flow_map.transport(z, 1.0, 0.5)
+    torch.testing.assert_close(flow_map.generate(z, 2), flow_map.transport(half, 0.5, 0.0))
+    with pytest.raises(ValueError, match="'steps' must be at least 1; got 0"):
+        flow_map.generate(z, 0)
+
+
+def test_untrained_map_is_the_exact_gaussian_flow() -> None:
+    """For data N(mu, C) and noise N(0, I) the flow has a closed form; its velocity is the conditional mean."""
+    torch.manual_seed(1)
+    basis = torch.linalg.qr(torch.randn(6, 2, dtype=torch.float64))[0]
+    target = ContractedNormal(
+        torch.randn(3, 6).double(), basis, torch.tensor([[0.2, 0.7]]).double().expand(3, 2)
+    )
+    flow_map = FlowMap(MLP(6, 0, 8, 1)).double()
+    z = torch.randn(3, 6).double()
+    torch.testing.assert_close(flow_map.generate(z, 1, None, target), target.unstandardize(z))
+    torch.testing.assert_close(
+        flow_map.generate(z, 5, None, target), flow_map.generate(z, 1, None, target)
+    )
+    t = torch.tensor([0.1, 0.5, 0.9]).double()
+    c = target.covariance_matrix
+    time = t.view(3, 1, 1)
+    at_t = (1 - time) ** 2 * c + time**2 * torch.eye(6)
+    # E[x1 - x0 | x_t] = -mu + (t I - (1-t) C) Var_t^{-1} (x_t - m_t)
+    gain = (time * torch.eye(6) - (1 - time) * c) @ torch.linalg.inv(at_t)
+    centered = z - (1 - t).unsqueeze(-1) * target.loc
+    expected = -target.loc + (gain @ centered.unsqueeze(-1)).squeeze(-1)
+    torch.testing.assert_close(flow_map.velocity(z, t, None, target), expected)
+    without = FlowMap(MLP(6, 0, 8, 1)).double()
+    sigma = ((1 - t) ** 2 + t**2).unsqueeze(-1)
+    torch.testing.assert_close(without.velocity(z, t), z * (2 * t.unsqueeze(-1) - 1) / sigma)
+
+
+class GaussianVelocity(nn.Module):
+    """Average velocity of N(0, scale^2 I): ``x (sigma_t / sigma_s - 1) / (t - s)``, plus a planted error."""
+
+    def __init__(self, scale: float, error: float) -> None:
+        super().__init__()
+        self.scale, self.error = scale, error
+
+    def forward(self, x: Tensor, s: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
+        def std(time: Tensor) -> Tensor:
+            return ((1 - time) ** 2 * self.scale**2 + time**2).sqrt()
+
+        near = (t - s).abs() < 1e-9
+        gap = torch.where(near, 1.0, t - s)
+        slope = torch.where(
+            near, (t - (1 - t) * self.scale**2) / std(t) ** 2, (std(t) / std(s) - 1) / gap
+        )
+        return x * (slope + self.error * (t - s).abs()).unsqueeze(-1)
+
+
+def exact_map(scale: float, error: float = 0.0) -> FlowMap:
+    """The flow map of N(0, scale^2 I), without preconditioning."""
+    return FlowMap(GaussianVelocity(scale, error), preconditioned=False)
+
+
+@pytest.mark.parametrize("name", sorted(FLOW_LOSSES))
+def test_off_diagonal_losses_vanish_on_the_exact_map_only(name: str) -> None:
+    torch.manual_seed(2)
+    x0, x1 = 0.5 * torch.randn(4000, 2).double(), torch.randn(4000, 2).double()
+    s, t = sample_times(4000, x0, both_directions=True)
+
+    def value(flow_map: FlowMap) -> float:
+        return float(FLOW_LOSSES[name](flow_map, flow_map.velocity, x0, x1, s, t).mean())
+
+    assert value(exact_map(0.5)) < 1e-6
+    assert value(exact_map(0.5, error=0.2)) > 1e-3
+
+
+def test_diagonal_loss_is_least_at_the_conditional_mean() -> None:
+    torch.manual_seed(3)
+    x0, x1, t = 0.5 * torch.randn(20_000, 2), torch.randn(20_000, 2), torch.rand(20_000)
+    exact = exact_map(0.5)
+    best = diagonal(exact.velocity, x0, x1, t).mean()
+    for factor in (0.8, 1.2):
+        worse = diagonal(lambda x, u: factor * exact.velocity(x, u), x0, x1, t).mean()  # noqa: B023
+        assert worse > best
+    # E|v - (x1 - x0)|^2 = d E[Var(x1 - x0 | x_t)] = d E_t[c / ((1-t)^2 c + t^2)] with c = 1/4.
+    grid = torch.linspace(0, 1, 10_001).double()
+    expected = 2 * (0.25 / ((1 - grid) ** 2 * 0.25 + grid**2)).mean()
+    assert abs(float(best / expected) - 1) < 0.03
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(FLOW_LOSSES))
+def test_every_loss_trains_the_gaussian_flow_in_both_directions(name: str) -> None:
+    """METHODS' exact test: data N(0, c I), RMS error of X(z, 1, 0) against sqrt(c) z below 2 %, and of the inverse."""
+    torch.manual_seed(4)
+    flow_map = FlowMap(MLP(2, 0, 64, 2), preconditioned=False)
+    average = torch.optim.swa_utils.AveragedModel(
+        flow_map, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.995)
+    )
+    optimizer = torch.optim.Adam(flow_map.parameters(), 2e-3)
+    steps = 4000
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(steps):
+        x0 = 0.5 * torch.randn(512, 2)
+        x1 = torch.randn_like(x0)
+        s, t = sample_times(128, x0, both_directions=True)
+        on = diagonal(flow_map.velocity, x0[128:], x1[128:], torch.rand(384)).sum()
+        off = FLOW_LOSSES[name](flow_map, flow_map.velocity, x0[:128], x1[:128], s, t).sum()
+        optimizer.zero_grad()
+        ((on + off) / 512).backward()
+        optimizer.step()
+        decay.step()
+        average.update_parameters(flow_map)
+    trained, z = average.module, torch.randn(4000, 2)
+    with torch.no_grad():
+        forward = (trained.generate(z) - 0.5 * z).square().mean().sqrt() / 0.5
+        backward = (trained.encode(0.5 * z) - z).square().mean().sqrt()
+    limit = {"lagrangian": 0.02}.get(name, 0.05)
+    assert forward < limit
+    assert backward < limit
+
+
+def test_times_cover_both_ends() -> None:
+    torch.manual_seed(5)
+    like = torch.zeros(1)
+    s, t = sample_times(1000, like, both_directions=False)
+    assert (t <= s).all()
+    assert (s == 1).float().mean() == 0.5
+    s, t = sample_times(1000, like, both_directions=True)
+    assert 0.4 < (t > s).float().mean() < 0.6
+    assert (s == 0).any()
+    assert (s == 1).any()
+
+
+def test_couplings_keep_the_law_of_the_noise() -> None:
+    torch.manual_seed(6)
+    x0 = torch.randn(512, 3) + 2
+    paired, free = minibatch_ot(x0), independent(x0)
+    for noise in (paired, free):
+        assert noise.mean(0).abs().max() < 0.2
+        assert (torch.cov(noise.T) - torch.eye(3)).abs().max() < 0.25
+    assert (x0 - paired).square().sum(1).mean() < 0.85 * (x0 - free).square().sum(1).mean()
+    # Optimal: no swap of two partners may be cheaper.
+    cost = torch.cdist(x0, paired).square()
+    own = cost.diagonal()
+    assert (cost + cost.T - own[:, None] - own[None]).min() > -1e-3
+
+
+def test_adapter_coupling_takes_its_share() -> None:
+    torch.manual_seed(7)
+    z = torch.full((4000, 2), 100.0)
+    drawn = adapter_coupling(torch.zeros(4000, 2), z, 0.3)
+    assert abs(float((drawn[:, 0] == 100).float().mean()) - 0.3) < 0.03
+
+
+def test_interpolation_ends() -> None:
+    x0, x1 = torch.randn(2, 3), torch.randn(2, 3)
+    torch.testing.assert_close(interpolate(x0, x1, torch.zeros(2)), x0)
+    torch.testing.assert_close(interpolate(x0, x1, torch.ones(2)), x1)
+
+
+def test_unet_refuses_sides_it_cannot_halve() -> None:
+    with pytest.raises(ValueError, match=r"sides divisible by 4 \(levels=2\); got \(1, 6, 8\)"):
+        UNet((1, 6, 8), levels=2)
+    assert UNet((1, 6, 10))(torch.randn(2, 60), torch.ones(2), torch.zeros(2)).shape == (2, 60)

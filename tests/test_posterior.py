@@ -1,0 +1,165 @@
+"""The front door: exact before training, shaped as promised, and strict about what it is given."""
+
+from __future__ import annotations
+
+import warnings
+
+import pyro
+import pytest
+import torch
+from deepinv.physics import Inpainting
+from torch import Tensor
+
+import vfm_inverse as vi
+from vfm_inverse import problems
+from vfm_inverse.posterior import VariationalFlowMap
+from vfm_inverse.problem import InverseProblem
+
+MODES = ["adapter", "context", "both"]
+
+
+def build(name: str = "linear-gaussian", observation: str = "both", **kwargs: object):
+    problem = problems.load(name, **kwargs)
+    vfm = vi.VariationalFlowMap.for_problem(
+        problem, observation=observation, width=16, depth=1, num_simulations=4000
+    )
+    return problem, vfm
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("mode", MODES)
+def test_untrained_map_gives_the_exact_linear_gaussian_posterior(mode: str, steps: int) -> None:
+    problem, vfm = build(observation=mode, dim=5, obs_dim=3, sigma=(0.1, 0.5))
+    vfm.steps = steps
+    _, y, params = problem.simulate(3, seed=1)
+    exact = problem.reference_posterior(y, **params)
+    torch.manual_seed(0)
+    draws = vfm(y, **params).sample((100_000,))
+    torch.testing.assert_close(draws.mean(0), exact.mean, atol=0.02, rtol=0)
+    deviation = (draws - exact.mean).transpose(0, 1)
+    covariance = deviation.mT @ deviation / len(draws)
+    torch.testing.assert_close(covariance, exact.covariance_matrix, atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_untrained_map_is_exact_on_a_field(mode: str) -> None:
+    problem, vfm = build("gaussian-field", mode, size=8, num_points=6)
+    _, y, _ = problem.simulate(2, seed=1)
+    exact = problem.reference_posterior(y)
+    torch.manual_seed(0)
+    draws = vfm(y).sample((20_000,))
+    assert draws.shape == (20_000, 2, 1, 8, 8)
+    assert ((draws.mean(0) - exact.mean) / exact.variance.sqrt()).abs().max() < 0.04
+    ratio = draws.var(0) / exact.variance
+    assert 0.95 < ratio.min() < ratio.max() < 1.05
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_it_is_a_pyro_distribution_over_fields(mode: str) -> None:
+    problem, vfm = build(observation=mode, dim=4, obs_dim=2)
+    _, y, _ = problem.simulate(7, seed=0)
+    posterior = vfm(y)
+    assert isinstance(posterior, pyro.distributions.TorchDistribution)
+    assert posterior.batch_shape == (7,)
+    assert posterior.event_shape == (4,)
+    assert posterior.sample().shape == (7, 4)
+    assert posterior.sample((2, 3)).shape == (2, 3, 7, 4)
+    assert posterior.latent.log_prob(posterior.latent.sample((2,))).shape == (2, 7)
+    assert vfm(y[0]).sample((5,)).shape == (5, 4)
+    assert vfm(y[0]).batch_shape == ()
+    assert pyro.sample("x", posterior).shape == (7, 4)
+    with pytest.raises(ValueError, match="'batch_shape' must stay"):
+        posterior.expand((2, 7))
+
+
+def test_draws_depend_on_the_seed_alone() -> None:
+    problem, vfm = build(dim=4, obs_dim=2)
+    _, y, _ = problem.simulate(3, seed=0)
+    torch.manual_seed(4)
+    first = vfm(y).sample((50,))
+    torch.manual_seed(4)
+    torch.testing.assert_close(vfm(y).sample((50,)), first, rtol=0, atol=0)
+
+
+def test_chunked_sampling_equals_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, vfm = build("gaussian-field", size=8, num_points=4)
+    _, y, _ = problem.simulate(3, seed=0)
+    torch.manual_seed(0)
+    whole = vfm(y).sample((11,))
+    monkeypatch.setattr("vfm_inverse.posterior.CHUNK_NUMBERS", 500)
+    torch.manual_seed(0)
+    torch.testing.assert_close(vfm(y).sample((11,)), whole, atol=1e-5, rtol=1e-5)
+
+
+def test_reparametrised_draws_carry_gradients() -> None:
+    problem, vfm = build(dim=4, obs_dim=2)
+    _, y, _ = problem.simulate(3, seed=0)
+    vfm(y).rsample((2,)).sum().backward()
+    assert any(p.grad is not None for p in vfm.flow_map.parameters())
+
+
+def masked() -> tuple[InverseProblem, VariationalFlowMap]:
+    physics = Inpainting((1, 4, 4), mask=torch.ones(1, 4, 4))
+    from deepinv.physics import GaussianNoise
+
+    physics.set_noise_model(GaussianNoise(0.1))
+
+    def params(num: int) -> dict[str, Tensor]:
+        return {"mask": (torch.rand(num, 1, 4, 4) < 0.7).float()}
+
+    torch.manual_seed(0)
+    problem = InverseProblem(torch.randn(2000, 1, 4, 4), physics=physics, params=params)
+    return problem, vi.VariationalFlowMap.for_problem(problem, num_simulations=1000, network="u-net")
+
+
+def test_unbatched_observation_with_parameters() -> None:
+    problem, vfm = masked()
+    _, y, params = problem.simulate(1, seed=0)
+    draws = vfm(y[0], mask=params["mask"][0]).sample((3,))
+    assert draws.shape == (3, 1, 4, 4)
+    seen = params["mask"][0].bool()
+    assert (vfm(y, **params).sample((500,))[:, 0] - y[0])[:, seen].std() < 0.2
+
+
+def test_bad_observations_are_refused_by_name() -> None:
+    problem, vfm = masked()
+    _, y, params = problem.simulate(2, seed=0)
+    mask = params["mask"]
+    hole = y.clone()
+    hole[0, 0, 0, 0] = torch.nan
+    for bad, extra, text in [
+        (y[..., :3], {"mask": mask}, r"'y' must have shape \(\*batch, 1, 4, 4\); got \(2, 1, 4, 3\)"),
+        (y, {}, r"parameters must be \['mask'\]; got \[\]"),
+        (y, {"mask": mask, "sigma": mask}, "parameters must be"),
+        (y, {"mask": mask[:1]}, "'mask' must have shape"),
+        (y.double(), {"mask": mask}, "'y' must be torch.float32 on cpu"),
+        (hole, {"mask": mask}, "'y' must be finite; got 1 values"),
+        (y, {"mask": mask * torch.inf}, "'mask' must be finite"),
+    ]:
+        with pytest.raises(ValueError, match=text):
+            vfm(bad, **extra)
+
+
+def test_an_observation_far_from_training_warns_with_its_distance() -> None:
+    problem, vfm = build(dim=4, obs_dim=2)
+    _, y, _ = problem.simulate(50, seed=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        vfm(y)
+    with pytest.warns(UserWarning, match=r"1 of 50 observations lie outside .* farthest at \d+\.\d\d times"):
+        vfm(torch.cat([y[1:], 100 * y[:1].sign()]))
+
+
+def test_build_refuses_what_cannot_work() -> None:
+    problem = problems.load("linear-gaussian")
+    for options, text in [
+        ({"observation": "all"}, "'observation' must be one of"),
+        ({"adapter": "flow"}, "'adapter' must be 'contraction' or one of"),
+        ({"adapter": "contraction", "gaussian_start": False}, "without a Gaussian start"),
+        ({"adapter": "full", "observation": "context"}, "'adapter' must be left out"),
+        ({"network": "resnet"}, "'network' must be"),
+        ({"network": "u-net"}, "'network' must be 'mlp' for vectors"),
+        ({"whitening": "pca"}, "'whitening' must be"),
+    ]:
+        with pytest.raises(ValueError, match=text):
+            vi.VariationalFlowMap.for_problem(problem, **options)

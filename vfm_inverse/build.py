@@ -1,0 +1,182 @@
+"""From a problem to a variational flow map: which networks, coordinates and Gaussian start.
+
+Kept apart from :class:`~vfm_inverse.posterior.VariationalFlowMap` so that the class takes its parts ready made and
+this module alone decides what suits a problem.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vfm_inverse.adapter import FAMILIES, Contraction, NoiseAdapter
+from vfm_inverse.encoders import FieldEncoder, FieldFeatures, VectorEncoder, VectorFeatures
+from vfm_inverse.flow_map import FlowMap
+from vfm_inverse.gaussian_start import build_start, fit_start
+from vfm_inverse.networks import MLP, UNet
+from vfm_inverse.posterior import OBSERVATION_MODES, VariationalFlowMap
+from vfm_inverse.problem import InverseProblem
+from vfm_inverse.randomness import seeded
+from vfm_inverse.whitening import WHITENINGS, Whitening, fit_whitening
+
+__all__ = ["build", "rebuild"]
+
+SMALL_FIELD = 64
+"""Largest field that is better served by an MLP than by convolutions."""
+
+FULL_LIMIT = 64
+"""Largest dimension for which a full covariance is the default family without a Gaussian start."""
+
+
+def build(
+    problem: InverseProblem,
+    *,
+    adapter: str | None = None,
+    observation: str = "both",
+    gaussian_start: bool = True,
+    whitening: str | Whitening = "auto",
+    steps: int = 1,
+    network: str = "auto",
+    width: int | None = None,
+    depth: int | None = None,
+    max_rank: int = 128,
+    num_simulations: int = 20_000,
+    seed: int = 0,
+) -> VariationalFlowMap:
+    """Build an untrained map for a problem; with a Gaussian start it already is the classical posterior.
+
+    Args:
+        problem: what to invert.
+        adapter: family of ``q(z | y)``: ``"contraction"`` (the default with a Gaussian start), ``"full"`` (the default
+            without one, up to 64 dimensions), ``"diagonal"``, ``"low-rank"`` or ``"mixture"``.
+        observation: where the observation enters: ``"adapter"``, ``"context"`` or ``"both"``.
+        gaussian_start: start from the Gaussian answer: whitened coordinates, preconditioned map, informed adapter.
+        whitening: ``"auto"``, ``"dense"``, ``"spectral"``, ``"low-rank"``, ``"identity"`` or a fitted
+            :class:`~vfm_inverse.whitening.Whitening`.
+        steps: steps of the flow map for one draw.
+        network: ``"mlp"`` or ``"u-net"`` (fields only); ``"auto"`` takes a U-Net for fields of more than 64 numbers.
+        width: hidden width (MLP, default 128) or channels (U-Net, default 32).
+        depth: residual blocks (MLP, default 3) or halvings (U-Net, by the field's size).
+        max_rank: most informed directions kept where the operator varies or the start is a regression.
+        num_simulations: simulations that whitening, start and features are fitted on.
+        seed: fixes simulations and initial weights.
+
+    Raises:
+        ValueError: an unknown name, or a combination that cannot work.
+    """
+    if observation not in OBSERVATION_MODES:
+        raise ValueError(f"'observation' must be one of {OBSERVATION_MODES}; got {observation!r}")
+    if adapter is None and observation != "context":
+        small = problem.field_shape.numel() <= FULL_LIMIT
+        adapter = "contraction" if gaussian_start else "full" if small else "diagonal"
+    if observation == "context" and adapter is not None:
+        raise ValueError(f"'adapter' must be left out with observation='context'; got {adapter!r}")
+    if adapter is not None and adapter not in (*FAMILIES, "contraction"):
+        raise ValueError(f"'adapter' must be 'contraction' or one of {sorted(FAMILIES)}; got {adapter!r}")
+    if adapter == "contraction" and not gaussian_start:
+        raise ValueError("'adapter' must not be 'contraction' without a Gaussian start to contract from")
+    if network not in ("auto", "mlp", "u-net"):
+        raise ValueError(f"'network' must be 'auto', 'mlp' or 'u-net'; got {network!r}")
+    if network == "auto":
+        large = len(problem.field_shape) > 1 and problem.field_shape.numel() > SMALL_FIELD
+        network = "u-net" if large else "mlp"
+    if network == "u-net" and len(problem.field_shape) == 1:
+        raise ValueError(f"'network' must be 'mlp' for vectors; got a field of shape {tuple(problem.field_shape)}")
+    if not gaussian_start:
+        whitening = "identity" if whitening == "auto" else whitening
+
+    with seeded(seed), torch.no_grad():
+        x, y, params = problem.simulate(num_simulations)
+        if isinstance(whitening, str):
+            whitening = fit_whitening(x, whitening, problem.prior_moments())
+        whitening = whitening.to(x)
+        start = None
+        if gaussian_start:
+            start = fit_start(problem, whitening, (x, y, params), max_rank).to(x)
+        kinds = {kind: name for name, kind in WHITENINGS.items()}
+        config = {
+            "adapter": adapter,
+            "observation": observation,
+            "gaussian_start": gaussian_start,
+            "whitening": kinds.get(type(whitening)),
+            "steps": steps,
+            "network": network,
+            "width": width,
+            "depth": depth,
+            "rank": 0 if start is None else start.rank,
+        }
+        vfm = assemble(problem, whitening, start, params, config)
+        few = slice(0, 4096)
+        head = {name: value[few] for name, value in params.items()}
+        vfm.range.fit(y, params)
+        if isinstance(vfm.features, FieldFeatures):
+            first = None if start is None else start(y[few], head)
+            vfm.features.fit(y[few], head, first)
+        else:
+            vfm.features.fit(y, params)
+    return vfm
+
+
+def rebuild(problem: InverseProblem, config: Mapping[str, Any]) -> VariationalFlowMap:
+    """The same modules as :func:`build` made, unfitted: a checkpoint fills in the numbers."""
+    if config["whitening"] not in WHITENINGS:
+        raise ValueError(
+            "a map with a whitening of your own cannot be rebuilt from its checkpoint alone; build it again and "
+            "load its weights with 'load_weights'"
+        )
+    with seeded(0):
+        _, _, params = problem.simulate(2)
+        whitening = WHITENINGS[config["whitening"]](tuple(problem.field_shape))
+        start = build_start(problem, params) if config["gaussian_start"] else None
+        return assemble(problem, whitening, start, params, config)
+
+
+def assemble(
+    problem: InverseProblem,
+    whitening: Whitening,
+    start: Any,
+    params: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+) -> VariationalFlowMap:
+    """Put networks around a whitening and a start."""
+    shape = tuple(problem.field_shape)
+    observation, dim = config["observation"], whitening.dim
+    width = {} if config["width"] is None else {"width": config["width"]}
+    conditional = observation != "adapter"
+    features: VectorFeatures | FieldFeatures
+    if config["network"] == "mlp":
+        numbers = problem.observation_shape.numel() + sum(s.numel() for s in problem.param_shapes.values())
+        features = VectorFeatures(numbers)
+        depth = {} if config["depth"] is None else {"depth": config["depth"]}
+        layers: torch.nn.Module = MLP(dim, features.size * conditional, **width, **depth)
+        encoder: torch.nn.Module = VectorEncoder(features.size)
+    else:
+        features = FieldFeatures(
+            shape, tuple(problem.observation_shape), problem.param_shapes, problem.physics, start is not None
+        )
+        layers = UNet(shape, features.channels * conditional, levels=config["depth"], **width)
+        encoder = FieldEncoder(features.channels, shape[1:])
+    adapter = None
+    if observation != "context":
+        family = (
+            Contraction(encoder.width, config["rank"])
+            if config["adapter"] == "contraction"
+            else FAMILIES[config["adapter"]](dim, encoder.width)
+        )
+        adapter = NoiseAdapter(encoder, family)
+    return VariationalFlowMap(
+        FlowMap(layers, preconditioned=config["gaussian_start"]),
+        adapter,
+        problem.likelihood,
+        whitening=whitening,
+        features=features,
+        observation_shape=problem.observation_shape,
+        param_shapes=problem.param_shapes,
+        start=start,
+        observation=observation,
+        steps=config["steps"],
+        config={**config, "problem": {"name": problem.name, "kwargs": problem.kwargs}},
+    ).to(problem.device)

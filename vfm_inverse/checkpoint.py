@@ -1,0 +1,111 @@
+"""Checkpoints: tensors in safetensors, everything else as JSON in its header. Nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vfm_inverse.files import replacing
+
+if TYPE_CHECKING:
+    from vfm_inverse.posterior import VariationalFlowMap
+    from vfm_inverse.problem import InverseProblem
+
+__all__ = ["load", "read", "save", "write"]
+
+FORMAT = 1
+"""Version of the layout; a file of another version is refused."""
+
+
+def write(path: str | Path, tensors: Mapping[str, Tensor], kind: str, header: Mapping[str, Any]) -> None:
+    """Write tensors and a JSON header; a process killed in the middle leaves an old file as it was.
+
+    Args:
+        path: file to write or to replace.
+        tensors: name to tensor.
+        kind: what the file is, ``"model"`` or ``"training"``; :func:`read` asks for it.
+        header: anything that JSON can hold.
+    """
+    metadata = {"format": f"vfm_inverse/{FORMAT}", "kind": kind, "header": json.dumps(header)}
+    with replacing(path) as temporary:
+        save_file({k: v.detach().contiguous().clone() for k, v in tensors.items()}, temporary, metadata)
+
+
+def read(
+    path: str | Path, kind: str, device: str | torch.device = "cpu"
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what :func:`write` wrote.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a checkpoint of this package, of another version or kind, or truncated.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    try:
+        with safe_open(path, "pt", device=str(device)) as file:
+            metadata = file.metadata() or {}
+            known, _, number = metadata.get("format", "").partition("/")
+            if known != "vfm_inverse":
+                raise ValueError(f"{path} is a safetensors file, but not a checkpoint of vfm_inverse")
+            if number != str(FORMAT):
+                raise ValueError(
+                    f"{path} has checkpoint format {number}; this version of vfm_inverse reads format {FORMAT}"
+                )
+            if metadata["kind"] != kind:
+                raise ValueError(f"{path} must hold a {kind!r} checkpoint; got {metadata['kind']!r}")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is not a readable safetensors file (truncated, or another format such as a pickle, which is never "
+            f"opened): {error}"
+        ) from error
+    return tensors, json.loads(metadata["header"])
+
+
+def save(vfm: VariationalFlowMap, path: str | Path) -> None:
+    """Write a map: weights, whitening, Gaussian start, features, and how to rebuild its problem."""
+    write(path, vfm.state_dict(), "model", {"config": vfm.config, "verdict": vfm.verdict})
+
+
+def load(
+    path: str | Path, problem: InverseProblem | None = None, device: str | torch.device = "cpu"
+) -> VariationalFlowMap:
+    """Read a map that :meth:`VariationalFlowMap.save` wrote.
+
+    Args:
+        path: a ``model.safetensors``.
+        problem: the problem the map was trained for; needed unless it came from ``problems.load``, since physics of
+            your own cannot be stored.
+        device: where to put it.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a readable checkpoint, or it does not fit the problem.
+    """
+    from vfm_inverse.build import rebuild
+
+    tensors, header = read(path, "model", device)
+    config = header["config"]
+    if problem is None:
+        name, kwargs = config["problem"]["name"], config["problem"]["kwargs"]
+        if name is None:
+            raise ValueError(f"{path} was trained on a problem of your own; pass it as 'problem'")
+        from vfm_inverse import problems
+
+        problem = problems.load(name, **kwargs)
+    vfm = rebuild(problem.to(device), config)
+    try:
+        vfm.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit the problem: {error}") from error
+    vfm.verdict = header["verdict"]
+    return vfm

@@ -1,0 +1,206 @@
+r"""What the networks get to see of an observation.
+
+Two stages. *Features* are a fixed, standardised description of ``(y, params)``: a vector, or for fields the
+observation lifted to the grid by the adjoint, the Gaussian start's mean and standard deviation, and one
+channel for every parameter (mask, noise level). They are the context of a conditional flow map as they are.
+An *encoder* is the learned network that turns features into the vector from which a
+:class:`~vfm_inverse.adapter.NoiseAdapter` predicts its distribution.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from deepinv.physics import Physics
+from torch import Tensor, nn
+
+from vfm_inverse.gaussian import ContractedNormal
+from vfm_inverse.networks import fresh_mlp
+from vfm_inverse.whitening import FittedBuffers
+
+__all__ = ["FieldEncoder", "FieldFeatures", "TrainedRange", "VectorEncoder", "VectorFeatures"]
+
+
+def flatten(y: Tensor, params: Mapping[str, Tensor]) -> Tensor:
+    """An observation and its parameters, by name, as one vector each: ``(n, size)``."""
+    parts = [y, *(params[name] for name in sorted(params))]
+    return torch.cat([part.reshape(part.shape[0], -1) for part in parts], 1)
+
+
+class VectorFeatures(FittedBuffers):
+    """``y`` and all parameters, flattened and standardised: ``(n, size)``.
+
+    Args:
+        size: numbers in one observation and its parameters.
+    """
+
+    center: Tensor
+    spread: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+        self.register_buffer("center", torch.zeros(size))
+        self.register_buffer("spread", torch.ones(size))
+
+    def fit(self, y: Tensor, params: Mapping[str, Tensor]) -> None:
+        raw = flatten(y, params)
+        self.center, self.spread = raw.mean(0), raw.std(0).clamp_min(1e-6)
+
+    def forward(
+        self, y: Tensor, params: Mapping[str, Tensor], start: ContractedNormal | None
+    ) -> Tensor:
+        return (flatten(y, params) - self.center) / self.spread
+
+
+class FieldFeatures(FittedBuffers):
+    """Channels on the field's grid, ``(n, channels, *spatial)``.
+
+    Args:
+        event_shape: shape of the field, ``(C, L)`` or ``(C, H, W)``.
+        param_shapes: per-sample shape of every parameter; one with the field's spatial shape is a channel (or
+            several), one of at most 16 numbers is that many constant channels, a larger one (a kernel) is left to the
+            lifted observation.
+        physics: lifts the observation; without an adjoint only a field-shaped observation is a channel.
+        observation_shape: shape of one observation.
+        with_start: whether a Gaussian start supplies its mean and standard deviation.
+    """
+
+    center: Tensor
+    spread: Tensor
+
+    def __init__(
+        self,
+        event_shape: tuple[int, ...],
+        observation_shape: tuple[int, ...],
+        param_shapes: Mapping[str, tuple[int, ...]],
+        physics: Physics | None,
+        with_start: bool,
+    ) -> None:
+        super().__init__()
+        self.event_shape = torch.Size(event_shape)
+        # Not registered: the physics belongs to the problem and is neither trained nor stored here.
+        object.__setattr__(self, "_physics", physics)
+        self.lift = hasattr(physics, "A_adjoint")
+        self.is_field = tuple(observation_shape[1:]) == tuple(event_shape[1:])
+        self.with_start = with_start
+        channels = 2 * event_shape[0] * with_start
+        if self.is_field:
+            channels += observation_shape[0]
+        elif self.lift:
+            channels += event_shape[0]
+        for shape in param_shapes.values():
+            if self._is_plane(shape):
+                channels += shape[0]
+            elif math.prod(shape) <= 16:
+                channels += math.prod(shape)
+        if not channels:
+            raise ValueError(
+                "'physics' must have an adjoint, or the observation the shape of the field, for networks on fields; "
+                f"got {type(physics).__name__} with observations {tuple(observation_shape)}"
+            )
+        self.channels = channels
+        self.register_buffer("center", torch.zeros(channels))
+        self.register_buffer("spread", torch.ones(channels))
+
+    def fit(
+        self, y: Tensor, params: Mapping[str, Tensor], start: ContractedNormal | None
+    ) -> None:
+        raw = self._raw(y, params, start).movedim(1, -1).flatten(0, -2)
+        self.center = raw.mean(0)
+        # A channel that never varies (a fixed noise level) stays a constant zero.
+        self.spread = torch.where(raw.std(0) > 1e-6, raw.std(0), 1.0)
+
+    def forward(
+        self, y: Tensor, params: Mapping[str, Tensor], start: ContractedNormal | None
+    ) -> Tensor:
+        shape = (-1, *[1] * (len(self.event_shape) - 1))
+        raw = self._raw(y, params, start)
+        return (raw - self.center.view(shape)) / self.spread.view(shape)
+
+    def _is_plane(self, shape: tuple[int, ...]) -> bool:
+        return tuple(shape[1:]) == tuple(self.event_shape[1:])
+
+    def _raw(
+        self, y: Tensor, params: Mapping[str, Tensor], start: ContractedNormal | None
+    ) -> Tensor:
+        spatial = self.event_shape[1:]
+        channels = []
+        if self.with_start and start is not None:
+            std = start.variance.clamp_min(0).sqrt().expand_as(start.loc)
+            channels += [start.loc.unflatten(-1, self.event_shape), std.unflatten(-1, self.event_shape)]
+        if self.is_field:
+            channels.append(y)
+        elif self.lift:
+            channels.append(self._physics.A_adjoint(y, **params))
+        for name in sorted(params):
+            value = params[name]
+            if self._is_plane(value.shape[1:]):
+                channels.append(value)
+            elif value[0].numel() <= 16:
+                flat = value.reshape(value.shape[0], -1)
+                planes = flat.reshape(*flat.shape, *[1] * len(spatial))
+                channels.append(planes.expand(*flat.shape, *spatial))
+        return torch.cat(channels, 1)
+
+
+class TrainedRange(FittedBuffers):
+    """How far an observation lies from those of training, in units of the farthest of them.
+
+    Args:
+        size: numbers in one observation and its parameters.
+    """
+
+    center: Tensor
+    spread: Tensor
+    farthest: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.register_buffer("center", torch.zeros(size))
+        self.register_buffer("spread", torch.ones(size))
+        self.register_buffer("farthest", torch.full((), math.inf))
+
+    def fit(self, y: Tensor, params: Mapping[str, Tensor]) -> None:
+        raw = flatten(y, params)
+        self.center, self.spread = raw.mean(0), raw.std(0).clamp_min(1e-6)
+        self.farthest.fill_(1.0)
+        self.farthest = self.distance(y, params).max()
+
+    def distance(self, y: Tensor, params: Mapping[str, Tensor]) -> Tensor:
+        """Root mean square of the standardised numbers over its largest value in training, ``(n,)``."""
+        scaled = (flatten(y, params) - self.center) / self.spread
+        return scaled.square().mean(1).sqrt() / self.farthest
+
+
+class VectorEncoder(nn.Module):
+    """MLP from features ``(n, size)`` to an encoding ``(n, width)``."""
+
+    def __init__(self, size: int, width: int = 128) -> None:
+        super().__init__()
+        self.width = width
+        self.layers = nn.Sequential(fresh_mlp([size, width, width, width]), nn.SiLU())
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.layers(features)
+
+
+class FieldEncoder(nn.Module):
+    """Strided convolutions from features ``(n, channels, *spatial)`` to an encoding ``(n, width)``."""
+
+    def __init__(self, channels: int, spatial: tuple[int, ...], width: int = 128) -> None:
+        super().__init__()
+        self.width = width
+        conv = nn.Conv1d if len(spatial) == 1 else nn.Conv2d
+        layers: list[nn.Module] = [conv(channels, 32, 3, padding=1), nn.SiLU()]
+        sides = list(spatial)
+        while min(sides) > 4:
+            layers += [conv(32, 32, 3, stride=2, padding=1), nn.SiLU()]
+            sides = [(n + 1) // 2 for n in sides]
+        layers += [nn.Flatten(), nn.Linear(32 * math.prod(sides), width), nn.SiLU()]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.layers(features)

@@ -1,0 +1,122 @@
+r"""A Gaussian that differs from N(0, I) only in a few directions.
+
+In whitened coordinates the posterior of a linear-Gaussian problem is
+
+.. math:: q(z) = \mathcal N\bigl(\mu,\; I - V \operatorname{diag}(1 - \lambda) V^\top\bigr),
+
+with orthonormal columns :math:`V` (at most one per datum), the likelihood-informed directions, along
+which the data contract the prior's unit variance to :math:`\lambda \in (0, 1]` (Spantini et al. 2015,
+https://arxiv.org/abs/1407.3463, Theorem 2.3). Draws are :math:`\mu + e + V((\sqrt\lambda - 1) V^\top e)`
+with :math:`e \sim \mathcal N(0, I)` and the density costs O(d r): there is no d x d matrix anywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution, constraints
+from torch import Tensor
+
+__all__ = ["ContractedNormal"]
+
+
+class ContractedNormal(TorchDistribution):
+    """``N(loc, I - V diag(1 - scale**2) V^T)`` over vectors ``(d,)``.
+
+    Args:
+        loc: mean, ``(*batch, d)``.
+        basis: orthonormal columns, ``(d, r)`` shared by the batch or ``(*batch, d, r)`` with one batch dimension.
+        scale: standard deviations along the columns, ``(*batch, r)``.
+    """
+
+    arg_constraints = {"loc": constraints.real_vector, "scale": constraints.positive}
+    support = constraints.real_vector
+    has_rsample = True
+
+    def __init__(
+        self, loc: Tensor, basis: Tensor, scale: Tensor, validate_args: bool | None = None
+    ) -> None:
+        self.loc, self.basis, self.scale = loc, basis, scale
+        super().__init__(loc.shape[:-1], loc.shape[-1:], validate_args=validate_args)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.loc
+
+    @property
+    def variance(self) -> Tensor:
+        """Diagonal of the covariance, ``(*batch, d)``."""
+        gain = (1 - self.scale.square()).unsqueeze(-1)
+        return 1 - (self.basis.square() @ gain).squeeze(-1)
+
+    @property
+    def covariance_matrix(self) -> Tensor:
+        weighted = self.basis * (self.scale.square() - 1).unsqueeze(-2)
+        eye = torch.eye(self.event_shape[0], dtype=self.loc.dtype, device=self.loc.device)
+        return eye + weighted @ self.basis.mT
+
+    def project(self, x: Tensor) -> Tensor:
+        """Coefficients ``V^T x``, ``(*sample, *batch, d)`` to ``(*sample, *batch, r)``."""
+        if self.basis.dim() == 2:
+            return x @ self.basis
+        # One basis per observation: batch first, samples as rows, so that no basis is copied per sample.
+        lead = x.shape[: -2]
+        return (x.reshape(-1, *x.shape[-2:]).transpose(0, 1) @ self.basis).transpose(0, 1).reshape(
+            *lead, x.shape[-2], -1
+        )
+
+    def lift(self, coefficients: Tensor) -> Tensor:
+        """``V c``, ``(*sample, *batch, r)`` to ``(*sample, *batch, d)``."""
+        if self.basis.dim() == 2:
+            return coefficients @ self.basis.T
+        lead = coefficients.shape[:-2]
+        rows = coefficients.reshape(-1, *coefficients.shape[-2:]).transpose(0, 1)
+        return (rows @ self.basis.mT).transpose(0, 1).reshape(*lead, rows.shape[0], -1)
+
+    def contract(self, x: Tensor, factor: Tensor) -> Tensor:
+        """``x + V (factor - 1) V^T x``: scale by ``factor`` along the informed directions only."""
+        return x + self.lift((factor - 1) * self.project(x))
+
+    def standardize(self, z: Tensor) -> Tensor:
+        """Symmetric-root residual ``C^{-1/2} (z - loc)``; N(0, I) for draws of this law."""
+        return self.contract(z - self.loc, self.scale.reciprocal())
+
+    def unstandardize(self, zeta: Tensor) -> Tensor:
+        """``loc + C^{1/2} zeta``, the inverse of :meth:`standardize`."""
+        return self.loc + self.contract(zeta, self.scale)
+
+    def __getitem__(self, rows: slice) -> ContractedNormal:
+        """The laws of some rows of a batch with one dimension."""
+        basis = self.basis if self.basis.dim() == 2 else self.basis[rows]
+        return ContractedNormal(self.loc[rows], basis, self.scale[rows], validate_args=False)
+
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        shape = self._extended_shape(torch.Size(sample_shape))
+        noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
+        return self.unstandardize(noise)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        zeta = self.standardize(value)
+        normalizer = 0.5 * self.event_shape[0] * math.log(2 * math.pi) + self.scale.log().sum(-1)
+        return -0.5 * zeta.square().sum(-1) - normalizer
+
+    def kl_to_standard_normal(self) -> Tensor:
+        """``KL(q || N(0, I))``, ``(*batch,)``; directions outside the basis only pay for their mean."""
+        variance = self.scale.square()
+        return 0.5 * (
+            self.loc.square().sum(-1) + (variance - 1 - variance.log()).sum(-1)
+        )
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> ContractedNormal:
+        batch_shape = torch.Size(batch_shape)
+        basis = self.basis
+        if basis.dim() > 2:
+            basis = basis.expand(batch_shape + basis.shape[-2:])
+        return ContractedNormal(
+            self.loc.expand(batch_shape + self.event_shape),
+            basis,
+            self.scale.expand(batch_shape + self.scale.shape[-1:]),
+            validate_args=False,
+        )

@@ -1,0 +1,175 @@
+r"""Networks for two-time maps: a residual MLP for vectors, a compact U-Net for 1-D and 2-D fields.
+
+Both map ``(x (n, d), s (n,), t (n,), context)`` to ``(n, d)``, see the times through smooth Fourier features,
+end in a zero-initialised layer and have forward-mode derivatives (so no batch normalisation and no fused
+attention).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["MLP", "TimeFeatures", "UNet", "fresh_mlp"]
+
+
+class TimeFeatures(nn.Module):
+    """``(s, t)``, each ``(n,)``, to ``(n, 4 * frequencies + 2)``: sines and cosines of s and of t - s.
+
+    Frequencies stay low: the losses differentiate the network in time, and a high frequency there is noise.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, num: int = 4) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", math.pi * 2.0 ** torch.arange(-1, num - 1), persistent=False)
+        self.size = 4 * num + 2
+
+    def forward(self, s: Tensor, t: Tensor) -> Tensor:
+        times = torch.stack([s, t - s], -1)
+        angles = (times.unsqueeze(-1) * self.frequencies).flatten(-2)
+        return torch.cat([times, angles.sin(), angles.cos()], -1)
+
+
+def fresh_mlp(sizes: list[int], zero_last: bool = False) -> nn.Sequential:
+    """Linear layers of the given sizes with SiLU between them."""
+    layers: list[nn.Module] = []
+    for before, after in zip(sizes[:-1], sizes[1:], strict=True):
+        layers += [nn.Linear(before, after), nn.SiLU()]
+    layers.pop()
+    if zero_last:
+        zero(layers[-1])
+    return nn.Sequential(*layers)
+
+
+def zero(layer: nn.Module) -> nn.Module:
+    """Set a layer's weight and bias to zero."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+class MLP(nn.Module):
+    """Residual MLP.
+
+    Args:
+        dim: size of ``x`` and of the output.
+        context_size: size of the context vector, 0 for none.
+        width: hidden width.
+        depth: residual blocks.
+    """
+
+    def __init__(self, dim: int, context_size: int = 0, width: int = 128, depth: int = 3) -> None:
+        super().__init__()
+        self.times = TimeFeatures()
+        self.enter = nn.Linear(dim, width)
+        self.modulate = nn.Linear(self.times.size, width)
+        self.condition = nn.Linear(context_size, width, bias=False) if context_size else None
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+            for _ in range(depth)
+        )
+        self.leave = nn.Sequential(nn.SiLU(), zero(nn.Linear(width, dim)))
+
+    def forward(self, x: Tensor, s: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
+        h = self.enter(x) + self.modulate(self.times(s, t))
+        if self.condition is not None:
+            h = h + self.condition(context)
+        h = nn.functional.silu(h)
+        for block in self.blocks:
+            h = h + block(h)
+        return self.leave(h)
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions with group norm, scaled and shifted by the time embedding."""
+
+    def __init__(self, dims: int, channels: int, embedding: int) -> None:
+        super().__init__()
+        conv = nn.Conv1d if dims == 1 else nn.Conv2d
+        self.norms = nn.ModuleList(nn.GroupNorm(min(8, channels), channels) for _ in range(2))
+        self.first = conv(channels, channels, 3, padding=1)
+        self.second = zero(conv(channels, channels, 3, padding=1))
+        self.film = zero(nn.Linear(embedding, 2 * channels))
+
+    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+        scale, shift = self.film(embedding).reshape(h.shape[0], -1, *[1] * (h.dim() - 2)).chunk(2, 1)
+        # Group norm refuses forward-mode derivatives of channels-last input before torch 2.15.
+        residual = self.first(nn.functional.silu(self.norms[0](h.contiguous())))
+        residual = self.norms[1](residual.contiguous()) * (1 + scale) + shift
+        return h + self.second(nn.functional.silu(residual))
+
+
+class UNet(nn.Module):
+    """Compact U-Net on fields ``(C, L)`` or ``(C, H, W)``, given and returned flat.
+
+    Args:
+        event_shape: shape of one field; each side must be divisible by ``2 ** levels``.
+        context_channels: channels of the context, which has the field's spatial shape; 0 for none.
+        width: channels at full resolution, doubled once below it.
+        levels: number of halvings; ``None`` halves while the smaller side stays at 4 or more, at most 3 times.
+
+    Raises:
+        ValueError: a side is not divisible by ``2 ** levels``.
+    """
+
+    def __init__(
+        self,
+        event_shape: tuple[int, ...],
+        context_channels: int = 0,
+        width: int = 32,
+        levels: int | None = None,
+    ) -> None:
+        super().__init__()
+        channels, *sides = event_shape
+        if levels is None:
+            levels = 0
+            while levels < 3 and all(n % 2 ** (levels + 1) == 0 and n >= 2 ** (levels + 3) for n in sides):
+                levels += 1
+        if any(n % 2**levels for n in sides):
+            raise ValueError(
+                f"'event_shape' must have sides divisible by {2**levels} (levels={levels}); got {event_shape}"
+            )
+        self.event_shape = torch.Size(event_shape)
+        dims = len(sides)
+        conv = nn.Conv1d if dims == 1 else nn.Conv2d
+        transpose = nn.ConvTranspose1d if dims == 1 else nn.ConvTranspose2d
+        widths = [width] + [2 * width] * levels
+        embedding = 4 * width
+        self.times = TimeFeatures()
+        self.embed = fresh_mlp([self.times.size, embedding, embedding])
+        self.enter = conv(channels, width, 3, padding=1)
+        self.condition = (
+            conv(context_channels, width, 3, padding=1, bias=False) if context_channels else None
+        )
+        self.down_blocks = nn.ModuleList(ResidualBlock(dims, w, embedding) for w in widths)
+        self.down = nn.ModuleList(
+            conv(a, b, 2, stride=2) for a, b in zip(widths[:-1], widths[1:], strict=True)
+        )
+        self.middle = ResidualBlock(dims, widths[-1], embedding)
+        self.up = nn.ModuleList(
+            transpose(b, a, 2, stride=2) for a, b in zip(widths[:-1], widths[1:], strict=True)
+        )
+        self.up_blocks = nn.ModuleList(ResidualBlock(dims, w, embedding) for w in widths[:-1])
+        self.leave = nn.Sequential(
+            nn.GroupNorm(min(8, width), width), nn.SiLU(), zero(conv(width, channels, 3, padding=1))
+        )
+
+    def forward(self, x: Tensor, s: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
+        embedding = self.embed(self.times(s, t))
+        h = self.enter(x.unflatten(-1, self.event_shape))
+        if self.condition is not None:
+            h = h + self.condition(context)
+        skips = []
+        for i, block in enumerate(self.down_blocks):
+            h = block(h, embedding)
+            if i < len(self.down):
+                skips.append(h)
+                h = self.down[i](h)
+        h = self.middle(h, embedding)
+        for i in reversed(range(len(self.up))):
+            h = self.up_blocks[i](self.up[i](h) + skips[i], embedding)
+        return self.leave(h).flatten(1)

@@ -1,0 +1,282 @@
+r"""The front door: a trained map that answers an observation with a posterior distribution.
+
+A draw is :math:`x = m + S f(z)`, :math:`z \sim q(z \mid y)`, with the whitening :math:`(m, S)`, the flow map's
+generator :math:`f = X(\cdot, 1, 0)` and the adapter :math:`q`. The observation enters in one of three ways:
+
+``adapter``  through q alone (Variational Flow Maps, https://arxiv.org/abs/2603.07276): one map of the prior serves
+             every operator, and the noise-space posterior ``N(z; 0, I) p(y | f(z))`` is known without a Jacobian;
+``context``  through the network of the map: q = N(0, I);
+``both``     q is the best Gaussian (or mixture) approximation of the posterior of the data themselves, and the map,
+             conditioned on y, carries it to the posterior. It works in coordinates in which q is N(0, I), so that
+             what it has to learn is exactly what is not Gaussian.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from pyro.distributions import TorchDistribution, constraints
+from torch import Tensor, nn
+
+from vfm_inverse.adapter import NoiseAdapter, standard_normal, standardize, unstandardize
+from vfm_inverse.encoders import FieldFeatures, TrainedRange, VectorFeatures
+from vfm_inverse.flow_map import FlowMap
+from vfm_inverse.gaussian import ContractedNormal
+from vfm_inverse.gaussian_start import GaussianStart
+from vfm_inverse.likelihood import Likelihood
+from vfm_inverse.whitening import Whitening
+
+if TYPE_CHECKING:
+    from vfm_inverse.problem import InverseProblem
+
+__all__ = ["Condition", "PushForward", "VariationalFlowMap"]
+
+OBSERVATION_MODES = ("adapter", "context", "both")
+CHUNK_NUMBERS = 2**18
+"""Numbers sent through the networks at once when sampling: bounds memory, and stays in cache."""
+
+
+class Condition(NamedTuple):
+    """What the networks are given of one batch of observations."""
+
+    features: Tensor
+    start: ContractedNormal | None
+
+
+class PushForward(TorchDistribution):
+    """The law of ``decode(z)``, ``z ~ latent``; draws cost one pass of the flow map each.
+
+    Args:
+        latent: ``q(z | y)``, batch shape ``(n,)``, event shape ``(d,)``.
+        decode: ``(*sample, n, d) -> (*sample, n, *event)``.
+        event_shape: shape of one field.
+        batched: whether the observations came with a batch dimension; without, draws have none either
+            (``latent`` keeps its batch of one).
+
+    It has no ``log_prob``: the density of a push-forward needs the map's Jacobian determinant. ``latent.log_prob`` is
+    the density that importance weights in noise space need.
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}
+    support = constraints.real
+    has_rsample = True
+
+    def __init__(
+        self,
+        latent: TorchDistribution,
+        decode: Callable[[Tensor], Tensor],
+        event_shape: torch.Size,
+        batched: bool = True,
+    ) -> None:
+        self.latent, self._decode, self._batched = latent, decode, batched
+        batch_shape = latent.batch_shape if batched else torch.Size()
+        super().__init__(batch_shape, event_shape, validate_args=False)
+
+    @property
+    def has_enumerate_support(self) -> bool:
+        return False
+
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        """Draws ``(*sample, *batch, *event)``, differentiable where the latent's are."""
+        z = self.latent.rsample(torch.Size(sample_shape))
+        return self._finish(self._decode(z), torch.Size(sample_shape))
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        """Draws ``(*sample, *batch, *event)``, a bounded number at a time."""
+        sample_shape = torch.Size(sample_shape)
+        z = self.latent.sample(torch.Size([sample_shape.numel()]))
+        rows = max(1, CHUNK_NUMBERS // z[0].numel())
+        x = torch.cat([self._decode(part) for part in z.split(rows)])
+        return self._finish(x.unflatten(0, sample_shape) if sample_shape else x[0], sample_shape)
+
+    def _finish(self, x: Tensor, sample_shape: torch.Size) -> Tensor:
+        return x if self._batched else x.squeeze(len(sample_shape))
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> PushForward:
+        if not self._batched or torch.Size(batch_shape) == self.batch_shape:
+            return self
+        raise ValueError(
+            f"'batch_shape' must stay {tuple(self.batch_shape)}, one per observation; got {tuple(batch_shape)}"
+        )
+
+
+class VariationalFlowMap(nn.Module):
+    """``vfm(y, **params)`` is the posterior of x.
+
+    Args:
+        flow_map: two-time map in whitened coordinates.
+        adapter: ``q(z | y)``; ``None`` with ``observation="context"``.
+        likelihood: density of the observation, for the reverse objective and for corrections; ``None`` where the
+            problem has only a simulator.
+        whitening: coordinates of the map.
+        features: description of an observation for the networks.
+        start: Gaussian approximation of the posterior, or ``None``.
+        observation: ``"adapter"``, ``"context"`` or ``"both"``.
+        steps: steps of the flow map for one draw.
+        config: how :meth:`for_problem` was called, for the checkpoint.
+
+    :meth:`for_problem` makes all of these from a problem.
+    """
+
+    def __init__(
+        self,
+        flow_map: FlowMap,
+        adapter: NoiseAdapter | None,
+        likelihood: Likelihood | None = None,
+        *,
+        whitening: Whitening,
+        features: VectorFeatures | FieldFeatures,
+        observation_shape: torch.Size,
+        param_shapes: Mapping[str, torch.Size],
+        start: GaussianStart | None = None,
+        observation: str = "both",
+        steps: int = 1,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if observation not in OBSERVATION_MODES:
+            raise ValueError(f"'observation' must be one of {OBSERVATION_MODES}; got {observation!r}")
+        if (adapter is None) != (observation == "context"):
+            raise ValueError(
+                f"'adapter' must be None exactly when observation='context'; got observation={observation!r} "
+                f"and adapter {type(adapter).__name__}"
+            )
+        self.networks = nn.ModuleDict({"flow_map": flow_map})
+        if adapter is not None:
+            self.networks["adapter"] = adapter
+        self.likelihood = likelihood
+        self.whitening = whitening
+        self.features = features
+        self.start = start
+        self.range = TrainedRange(observation_shape.numel() + sum(s.numel() for s in param_shapes.values()))
+        self.observation_shape = observation_shape
+        self.param_shapes = dict(param_shapes)
+        self.observation = observation
+        self.steps = steps
+        self.config = dict(config or {})
+        self.verdict: dict[str, Any] = {}
+
+    @property
+    def flow_map(self) -> FlowMap:
+        return self.networks["flow_map"]
+
+    @property
+    def adapter(self) -> NoiseAdapter | None:
+        return self.networks["adapter"] if "adapter" in self.networks else None
+
+    @property
+    def event_shape(self) -> torch.Size:
+        return self.whitening.event_shape
+
+    @classmethod
+    def for_problem(cls, problem: InverseProblem, **options: Any) -> VariationalFlowMap:
+        """Networks, whitening and Gaussian start that suit a problem; see :func:`vfm_inverse.build.build`."""
+        from vfm_inverse.build import build
+
+        return build(problem, **options)
+
+    def forward(self, y: Tensor, **params: Tensor) -> PushForward:
+        """The posterior of x given ``y (*obs)`` or ``(n, *obs)`` and parameters with the same batch.
+
+        Raises:
+            ValueError: wrong shape, dtype, device or parameter names, or a value that is not finite.
+
+        Warns:
+            UserWarning: an observation lies outside the range of the training simulations.
+        """
+        batched = y.dim() > len(self.observation_shape)
+        if not batched:
+            y = y.unsqueeze(0)
+            params = {name: value.unsqueeze(0) if value.shape == self.param_shapes.get(name) else value
+                      for name, value in params.items()}
+        self._check(y, params)
+        condition = self.condition(y, params)
+        return PushForward(
+            self.latent(condition), lambda z: self.decode(z, condition), self.event_shape, batched
+        )
+
+    def condition(self, y: Tensor, params: Mapping[str, Tensor]) -> Condition:
+        """Features and Gaussian start of observations ``(n, *obs)``; neither is trained."""
+        with torch.no_grad():
+            start = self.start(y, params) if self.start is not None else None
+            return Condition(self.features(y, params, start), start)
+
+    def latent(self, condition: Condition, networks: nn.ModuleDict | None = None) -> TorchDistribution:
+        """``q(z | y)``, batch shape ``(n,)``; ``networks`` replaces this map's own (an average of them, say)."""
+        if self.observation == "context":
+            return standard_normal(condition.features.shape[0], self.whitening.mean)
+        return (networks or self.networks)["adapter"](*condition)
+
+    def decode(
+        self,
+        z: Tensor,
+        condition: Condition,
+        steps: int | None = None,
+        networks: nn.ModuleDict | None = None,
+    ) -> Tensor:
+        """Noise ``(*sample, n, d)`` to fields ``(*sample, n, *event)``."""
+        networks = networks or self.networks
+        flow_map = networks["flow_map"]
+        steps = steps or self.steps
+        if self.observation == "adapter":
+            xi = flow_map.generate(z, steps)
+        elif self.observation == "context":
+            xi = flow_map.generate(z, steps, condition.features, condition.start)
+        else:
+            q = self.latent(condition, networks)
+            zeta = flow_map.generate(standardize(q, z), steps, condition.features)
+            xi = unstandardize(q, zeta)
+        return self.whitening.unwhiten(xi)
+
+    def save(self, path: str | Path) -> None:
+        """Write a checkpoint that :func:`vfm_inverse.load` reads back; see :mod:`vfm_inverse.checkpoint`."""
+        from vfm_inverse.checkpoint import save
+
+        save(self, path)
+
+    def provenance(self) -> dict[str, str | int | float]:
+        """What a data set made with this map should say about it."""
+        return {
+            "observation_enters": self.observation,
+            "flow_map_steps": self.steps,
+            "model": json.dumps(self.config, sort_keys=True),
+            **self.verdict,
+        }
+
+    def _check(self, y: Tensor, params: Mapping[str, Tensor]) -> None:
+        if y.shape[1:] != self.observation_shape:
+            raise ValueError(
+                f"'y' must have shape (*batch, {', '.join(map(str, self.observation_shape))}); got {tuple(y.shape)}"
+            )
+        if set(params) != set(self.param_shapes):
+            raise ValueError(
+                f"parameters must be {sorted(self.param_shapes)}; got {sorted(params)}"
+            )
+        reference = self.whitening.mean
+        for name, value in {"y": y, **params}.items():
+            if name != "y" and value.shape != (y.shape[0], *self.param_shapes[name]):
+                raise ValueError(
+                    f"'{name}' must have shape {(y.shape[0], *self.param_shapes[name])}; got {tuple(value.shape)}"
+                )
+            if value.dtype != reference.dtype or value.device != reference.device:
+                raise ValueError(
+                    f"'{name}' must be {reference.dtype} on {reference.device}; got {value.dtype} on {value.device}"
+                )
+            if not torch.isfinite(value).all():
+                raise ValueError(
+                    f"'{name}' must be finite; got {int((~torch.isfinite(value)).sum())} values that are not. "
+                    "Missing data belong into labelled observations, where NaN means not observed"
+                )
+        distance = self.range.distance(y, params)
+        if (distance > 1).any():
+            warnings.warn(
+                f"{int((distance > 1).sum())} of {len(distance)} observations lie outside the range of the training "
+                f"simulations, the farthest at {float(distance.max()):.2f} times the largest distance seen there",
+                stacklevel=3,
+            )

@@ -1,4 +1,5 @@
-"""Test settings: one torch thread, which is fastest at the sizes of these tests and leaves other workers alone."""
+"""Test settings: one torch thread, which is fastest at the sizes of these tests and leaves other
+workers alone."""
 
 import torch
 

@@ -21,13 +21,19 @@ CASES = {
     "full without a start": ("linear-gaussian", {}, {"gaussian_start": False}),
     "mixture": ("checkerboard", {}, {"adapter": "mixture"}),
     "low rank, dense": ("linear-gaussian", {}, {"adapter": "low-rank", "observation": "adapter"}),
-    "field, spectral": ("gaussian-field", {"size": 16, "num_points": 5}, {"whitening": "spectral"}),
+    "field, spectral": (
+        "gaussian-field",
+        {"size": 16, "num_points": 5},
+        {"whitening": "spectral"},
+    ),
 }
 
 
 def built(name: str = "linear-gaussian", kwargs: dict | None = None, options: dict | None = None):
     problem = problems.load(name, **(kwargs or {}))
-    vfm = vi.VariationalFlowMap.for_problem(problem, width=16, depth=1, num_simulations=500, **(options or {}))
+    vfm = vi.VariationalFlowMap.for_problem(
+        problem, width=16, depth=1, num_simulations=500, **(options or {})
+    )
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in vfm.networks.parameters():
@@ -53,7 +59,9 @@ def test_a_loaded_map_draws_what_the_saved_one_draws(case: str, tmp_path: Path) 
 
 def test_a_problem_of_your_own_is_passed_again(tmp_path: Path) -> None:
     def own() -> InverseProblem:
-        return InverseProblem(torch.randn(300, 3), simulator=lambda x: x[:, :2] + 0.1 * torch.randn(len(x), 2))
+        return InverseProblem(
+            torch.randn(300, 3), simulator=lambda x: x[:, :2] + 0.1 * torch.randn(len(x), 2)
+        )
 
     torch.manual_seed(0)
     vfm = vi.VariationalFlowMap.for_problem(own(), width=16, depth=1, num_simulations=500)
@@ -94,7 +102,11 @@ def test_truncated_foreign_and_other_versions_are_refused(tmp_path: Path) -> Non
     save_file({"w": torch.ones(2)}, tmp_path / "foreign.safetensors")
     with pytest.raises(ValueError, match="not a checkpoint of vfm_inverse"):
         vi.load(tmp_path / "foreign.safetensors")
-    save_file({"w": torch.ones(2)}, tmp_path / "old.safetensors", {"format": "vfm_inverse/0", "kind": "model"})
+    save_file(
+        {"w": torch.ones(2)},
+        tmp_path / "old.safetensors",
+        {"format": "vfm_inverse/0", "kind": "model"},
+    )
     with pytest.raises(ValueError, match="has checkpoint format 0"):
         vi.load(tmp_path / "old.safetensors")
     checkpoint.write(tmp_path / "state.safetensors", {"w": torch.ones(2)}, "training", {})

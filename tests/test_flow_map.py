@@ -1,4 +1,5 @@
-"""Flow maps: structure that holds whatever the weights, the exact Gaussian flow, and losses that reach it."""
+"""Flow maps: structure that holds whatever the weights, the exact Gaussian flow, and losses that
+reach it."""
 
 from __future__ import annotations
 
@@ -21,6 +22,7 @@ def networks() -> dict[str, tuple[nn.Module, Tensor | None]]:
         "mlp with context": (MLP(16, 5, 32, 2), torch.randn(3, 5)),
         "u-net 2-d": (UNet((1, 4, 4), 0, 8, 1), None),
         "u-net 2-d with context": (UNet((1, 4, 4), 3, 8, 1), torch.randn(3, 3, 4, 4)),
+        "u-net 2-d in patches": (UNet((1, 4, 4), 3, 8, 0, patch=2), torch.randn(3, 3, 4, 4)),
         "u-net 1-d": (UNet((2, 8), 1, 8, 2), torch.randn(3, 1, 8)),
     }
     for network, _ in made.values():  # the zero layers hide everything
@@ -63,7 +65,8 @@ def test_two_steps_compose() -> None:
 
 
 def test_untrained_map_is_the_exact_gaussian_flow() -> None:
-    """For data N(mu, C) and noise N(0, I) the flow has a closed form; its velocity is the conditional mean."""
+    """For data N(mu, C) and noise N(0, I) the flow has a closed form; its velocity is the
+    conditional mean."""
     torch.manual_seed(1)
     basis = torch.linalg.qr(torch.randn(6, 2, dtype=torch.float64))[0]
     target = ContractedNormal(
@@ -90,7 +93,8 @@ def test_untrained_map_is_the_exact_gaussian_flow() -> None:
 
 
 class GaussianVelocity(nn.Module):
-    """Average velocity of N(0, scale^2 I): ``x (sigma_t / sigma_s - 1) / (t - s)``, plus a planted error."""
+    """Average velocity of N(0, scale^2 I): ``x (sigma_t / sigma_s - 1) / (t - s)``, plus a planted
+    error."""
 
     def __init__(self, scale: float, error: float) -> None:
         super().__init__()
@@ -126,6 +130,18 @@ def test_off_diagonal_losses_vanish_on_the_exact_map_only(name: str) -> None:
     assert value(exact_map(0.5, error=0.2)) > 1e-3
 
 
+def test_time_difference_of_the_lagrangian_loss_is_the_derivative() -> None:
+    flow_map = FlowMap(networks()["mlp"][0])
+    torch.manual_seed(8)
+    x0, x1 = torch.randn(64, 16), torch.randn(64, 16)
+    s, t = sample_times(64, x0, both_directions=True)
+    x_s = interpolate(x0, x1, s)
+    x_t, rate = torch.func.jvp(lambda u: flow_map(x_s, s, u), (t,), (torch.ones_like(t),))
+    exact = (rate - flow_map.velocity(x_t, t)).square().sum(-1)
+    found = FLOW_LOSSES["lagrangian"](flow_map, flow_map.velocity, x0, x1, s, t)
+    torch.testing.assert_close(found, exact, rtol=1e-2, atol=1e-4)
+
+
 def test_diagonal_loss_is_least_at_the_conditional_mean() -> None:
     torch.manual_seed(3)
     x0, x1, t = 0.5 * torch.randn(20_000, 2), torch.randn(20_000, 2), torch.rand(20_000)
@@ -143,7 +159,8 @@ def test_diagonal_loss_is_least_at_the_conditional_mean() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(FLOW_LOSSES))
 def test_every_loss_trains_the_gaussian_flow_in_both_directions(name: str) -> None:
-    """METHODS' exact test: data N(0, c I), RMS error of X(z, 1, 0) against sqrt(c) z below 2 %, and of the inverse."""
+    """METHODS' exact test: data N(0, c I), RMS error of X(z, 1, 0) against sqrt(c) z below 2 %,
+    and of the inverse."""
     torch.manual_seed(4)
     flow_map = FlowMap(MLP(2, 0, 64, 2), preconditioned=False)
     average = torch.optim.swa_utils.AveragedModel(
@@ -212,6 +229,8 @@ def test_interpolation_ends() -> None:
 
 
 def test_unet_refuses_sides_it_cannot_halve() -> None:
-    with pytest.raises(ValueError, match=r"sides divisible by 4 \(levels=2\); got \(1, 6, 8\)"):
+    with pytest.raises(
+        ValueError, match=r"sides divisible by 4 \(patch=1, levels=2\); got \(1, 6, 8\)"
+    ):
         UNet((1, 6, 8), levels=2)
     assert UNet((1, 6, 10))(torch.randn(2, 60), torch.ones(2), torch.zeros(2)).shape == (2, 60)

@@ -1,4 +1,5 @@
-"""The contracted normal against torch's dense normal, and Gaussian starts against closed-form posteriors."""
+"""The contracted normal against torch's dense normal, and Gaussian starts against closed-form
+posteriors."""
 
 from __future__ import annotations
 
@@ -37,7 +38,9 @@ def test_density_moments_and_draws_equal_the_dense_normal(shared: bool) -> None:
     z = torch.randn(5, 3, 6, dtype=torch.float64)
     torch.testing.assert_close(q.log_prob(z), dense.log_prob(z))
     torch.testing.assert_close(q.variance, dense.variance)
-    standard = torch.distributions.MultivariateNormal(torch.zeros(6).double(), torch.eye(6).double())
+    standard = torch.distributions.MultivariateNormal(
+        torch.zeros(6).double(), torch.eye(6).double()
+    )
     torch.testing.assert_close(
         q.kl_to_standard_normal(), torch.distributions.kl_divergence(dense, standard.expand((3,)))
     )
@@ -86,7 +89,8 @@ def test_fixed_operator_start_is_the_exact_posterior(name: str, sigma: object) -
 
 
 def masked_problem() -> tuple[InverseProblem, Tensor]:
-    """A correlated 1 x 4 x 4 field seen through a random mask, with a sigma of its own per observation."""
+    """A correlated 1 x 4 x 4 field seen through a random mask, with a sigma of its own per
+    observation."""
     torch.manual_seed(5)
     factor = torch.randn(16, 16, dtype=torch.float64) / 4
     covariance = factor @ factor.T + 0.1 * torch.eye(16)
@@ -96,7 +100,10 @@ def masked_problem() -> tuple[InverseProblem, Tensor]:
     )
 
     def params(num: int) -> dict[str, Tensor]:
-        return {"mask": (torch.rand(num, 1, 4, 4) < 0.6).float(), "sigma": 0.1 + 0.4 * torch.rand(num)}
+        return {
+            "mask": (torch.rand(num, 1, 4, 4) < 0.6).float(),
+            "sigma": 0.1 + 0.4 * torch.rand(num),
+        }
 
     physics = Inpainting((1, 4, 4), mask=torch.ones(1, 4, 4), noise_model=GaussianNoise(0.2))
     return InverseProblem(prior, physics=physics, params=params), covariance
@@ -116,6 +123,23 @@ def test_varying_operator_start_is_exact_when_its_basis_is_complete() -> None:
         torch.testing.assert_close(mean[i].double(), shift, atol=2e-3, rtol=2e-3)
 
 
+def test_a_noise_level_per_datum_is_seen() -> None:
+    exact = problems.load("linear-gaussian", dim=4, obs_dim=3)
+    levels = torch.tensor([0.05, 0.3, 2.0])
+    exact.physics.set_noise_model(GaussianNoise(levels))
+    problem = InverseProblem(exact._prior, physics=exact.physics)
+    start, whitening = fitted(problem)
+    assert isinstance(start, VaryingOperatorStart)
+    _, y, _ = problem.simulate(2, seed=0)
+    _, covariance = in_field_units(start(y, {}), whitening)
+    matrix = exact.physics.A(torch.eye(4)).T.double()
+    _, prior = exact.prior_moments()
+    precision = torch.linalg.inv(prior) + matrix.T @ torch.diag(levels.double() ** -2) @ matrix
+    torch.testing.assert_close(
+        covariance[0].double(), torch.linalg.inv(precision), atol=1e-3, rtol=1e-3
+    )
+
+
 def test_truncated_start_is_not_overconfident() -> None:
     problem, _ = masked_problem()
     start, whitening = fitted(problem, max_rank=6)
@@ -127,7 +151,8 @@ def test_truncated_start_is_not_overconfident() -> None:
 
 
 def test_regression_start_matches_the_exact_linear_posterior() -> None:
-    """Hidden behind a simulator, a linear problem has to be regressed; the answer is known all the same."""
+    """Hidden behind a simulator, a linear problem has to be regressed; the answer is known all the
+    same."""
     exact = problems.load("linear-gaussian", dim=6, obs_dim=3)
     blind = InverseProblem(exact._prior, simulator=lambda x: exact.observe(x))
     start, whitening = fitted(blind, num=100_000)
@@ -137,7 +162,9 @@ def test_regression_start_matches_the_exact_linear_posterior() -> None:
     mean, covariance = in_field_units(start(y, {}), whitening)
     std = posterior.variance.sqrt()
     assert ((mean - posterior.mean) / std).square().mean().sqrt() < 0.03
-    error = (covariance[0] - posterior.covariance_matrix[0]).norm() / posterior.covariance_matrix[0].norm()
+    error = (covariance[0] - posterior.covariance_matrix[0]).norm() / posterior.covariance_matrix[
+        0
+    ].norm()
     assert error < 0.03
 
 

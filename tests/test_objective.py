@@ -14,7 +14,9 @@ from vfm_inverse.problem import InverseProblem
 MODES = ["adapter", "context", "both"]
 
 
-def build(observation: str = "adapter", **options: object) -> tuple[InverseProblem, VariationalFlowMap]:
+def build(
+    observation: str = "adapter", **options: object
+) -> tuple[InverseProblem, VariationalFlowMap]:
     problem = problems.load("linear-gaussian", dim=3, obs_dim=2)
     options = {"num_simulations": 2000, "width": 16, "depth": 1} | options
     return problem, vi.VariationalFlowMap.for_problem(problem, observation=observation, **options)
@@ -30,7 +32,9 @@ def shake(vfm: VariationalFlowMap) -> None:
 
 @pytest.mark.parametrize("flow_loss", ["lagrangian", "eulerian", "semigroup", "diagonal"])
 @pytest.mark.parametrize("mode", MODES)
-def test_every_loss_in_every_mode_is_finite_and_reaches_every_parameter(mode: str, flow_loss: str) -> None:
+def test_every_loss_in_every_mode_is_finite_and_reaches_every_parameter(
+    mode: str, flow_loss: str
+) -> None:
     problem, vfm = build(mode)
     shake(vfm)
     objective = Objective(vfm, flow_loss=flow_loss, forward=None if mode == "context" else 1.0)
@@ -40,7 +44,11 @@ def test_every_loss_in_every_mode_is_finite_and_reaches_every_parameter(mode: st
     named = [value for name, value in terms.items() if name != "loss"]
     torch.testing.assert_close(terms["loss"].detach(), torch.stack(named).sum())
     terms["loss"].backward()
-    dead = [n for n, p in vfm.networks.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    dead = [
+        n
+        for n, p in vfm.networks.named_parameters()
+        if p.grad is None or not p.grad.abs().sum() > 0
+    ]
     assert not dead
 
 
@@ -78,10 +86,14 @@ def test_sums_over_dimensions() -> None:
     values = []
     for dim in (8, 16):
         problem = problems.load("linear-gaussian", dim=dim, obs_dim=2)
-        vfm = vi.VariationalFlowMap.for_problem(problem, observation="adapter", num_simulations=2000)
+        vfm = vi.VariationalFlowMap.for_problem(
+            problem, observation="adapter", num_simulations=2000
+        )
         x, y, _ = problem.simulate(8192, seed=0)
         with torch.no_grad():
-            values.append(float(Objective(vfm, forward=0.0, flow_loss="diagonal")(x, y)["diagonal"]))
+            values.append(
+                float(Objective(vfm, forward=0.0, flow_loss="diagonal")(x, y)["diagonal"])
+            )
     assert abs(values[1] / values[0] - 2) < 0.1
 
 
@@ -122,7 +134,9 @@ def test_refusals_name_the_argument() -> None:
     _, vfm = build("both")
     _, mixture = build("adapter", adapter="mixture")
     blind = InverseProblem(torch.randn(500, 3), simulator=lambda x: x + 1)
-    simulated = vi.VariationalFlowMap.for_problem(blind, observation="adapter", num_simulations=200)
+    simulated = vi.VariationalFlowMap.for_problem(
+        blind, observation="adapter", num_simulations=200
+    )
     for model, arguments, text in [
         (vfm, {"flow_loss": "euler"}, "'flow_loss' must be one of"),
         (vfm, {"coupling": "sinkhorn"}, "'coupling' must be one of"),

@@ -109,7 +109,9 @@ def masked() -> tuple[InverseProblem, VariationalFlowMap]:
 
     torch.manual_seed(0)
     problem = InverseProblem(torch.randn(2000, 1, 4, 4), physics=physics, params=params)
-    return problem, vi.VariationalFlowMap.for_problem(problem, num_simulations=1000, network="u-net")
+    return problem, vi.VariationalFlowMap.for_problem(
+        problem, num_simulations=1000, network="u-net"
+    )
 
 
 def test_unbatched_observation_with_parameters() -> None:
@@ -128,7 +130,11 @@ def test_bad_observations_are_refused_by_name() -> None:
     hole = y.clone()
     hole[0, 0, 0, 0] = torch.nan
     for bad, extra, text in [
-        (y[..., :3], {"mask": mask}, r"'y' must have shape \(\*batch, 1, 4, 4\); got \(2, 1, 4, 3\)"),
+        (
+            y[..., :3],
+            {"mask": mask},
+            r"'y' must have shape \(\*batch, 1, 4, 4\); got \(2, 1, 4, 3\)",
+        ),
         (y, {}, r"parameters must be \['mask'\]; got \[\]"),
         (y, {"mask": mask, "sigma": mask}, "parameters must be"),
         (y, {"mask": mask[:1]}, "'mask' must have shape"),
@@ -146,7 +152,9 @@ def test_an_observation_far_from_training_warns_with_its_distance() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         vfm(y)
-    with pytest.warns(UserWarning, match=r"1 of 50 observations lie outside .* farthest at \d+\.\d\d times"):
+    with pytest.warns(
+        UserWarning, match=r"1 of 50 observations lie outside .* farthest at \d+\.\d\d times"
+    ):
         vfm(torch.cat([y[1:], 100 * y[:1].sign()]))
 
 

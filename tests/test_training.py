@@ -1,4 +1,5 @@
-"""Training: it learns, repeats, resumes to the same bits, stops on nonsense and never ends worse than it began."""
+"""Training: it learns, repeats, resumes to the same bits, stops on nonsense and never ends worse
+than it began."""
 
 from __future__ import annotations
 
@@ -19,7 +20,9 @@ def problem() -> InverseProblem:
     return problems.load("linear-gaussian", dim=2, obs_dim=1)
 
 
-def build(observation: str = "both", gaussian_start: bool = False, **options: object) -> vi.VariationalFlowMap:
+def build(
+    observation: str = "both", gaussian_start: bool = False, **options: object
+) -> vi.VariationalFlowMap:
     return vi.VariationalFlowMap.for_problem(
         problem(),
         observation=observation,
@@ -31,7 +34,13 @@ def build(observation: str = "both", gaussian_start: bool = False, **options: ob
     )
 
 
-QUICK = {"batch_size": 64, "progress": False, "num_validation": 64, "log_every": 10, "device": "cpu"}
+QUICK = {
+    "batch_size": 64,
+    "progress": False,
+    "num_validation": 64,
+    "log_every": 10,
+    "device": "cpu",
+}
 
 
 def weights(vfm: vi.VariationalFlowMap) -> torch.Tensor:
@@ -53,7 +62,14 @@ def test_training_finds_the_posterior_without_a_start(mode: str) -> None:
 
     before = errors()
     history = fit(
-        vfm, ours, steps=300, batch_size=128, learning_rate=1e-2, average_decay=0.95, progress=False, device="cpu"
+        vfm,
+        ours,
+        steps=300,
+        batch_size=128,
+        learning_rate=1e-2,
+        average_decay=0.95,
+        progress=False,
+        device="cpu",
     )
     after = errors()
     assert before[0] > 0.5
@@ -73,7 +89,9 @@ def test_same_seed_same_weights_other_seed_other_weights() -> None:
 
 
 @pytest.mark.parametrize("mode", ["adapter", "both"])
-def test_a_killed_run_resumes_to_the_same_bits(mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_run_resumes_to_the_same_bits(
+    mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = build(mode)
     settings = {**QUICK, "steps": 30, "checkpoint_every": 10}
     fit(whole, problem(), checkpoint_dir=tmp_path / "whole", **settings)
@@ -110,7 +128,8 @@ def test_resume_refuses_another_run(tmp_path: Path) -> None:
 
 
 def test_never_ends_worse_than_its_start(caplog: pytest.LogCaptureFixture) -> None:
-    """From the exact answer, a wild learning rate can only spoil: the start must be kept, and said."""
+    """From the exact answer, a wild learning rate can only spoil: the start must be kept, and
+    said."""
     vfm = build("both", gaussian_start=True)
     before = weights(vfm).clone()
     with caplog.at_level(logging.WARNING):
@@ -131,11 +150,19 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(
         return (x * torch.nan if training and next(calls) == 24 else x), y, params
 
     monkeypatch.setattr(ours, "simulate", poisoned)
-    with pytest.raises(FloatingPointError, match="'diagonal' and 'lagrangian' is not finite at step 25"):
+    with pytest.raises(
+        FloatingPointError, match="'diagonal' and 'lagrangian' is not finite at step 25"
+    ):
         fit(vfm, ours, steps=40, checkpoint_dir=tmp_path, checkpoint_every=10, **QUICK)
     resumed = build()
     history = fit(
-        resumed, problem(), steps=40, checkpoint_dir=tmp_path, checkpoint_every=10, resume=True, **QUICK
+        resumed,
+        problem(),
+        steps=40,
+        checkpoint_dir=tmp_path,
+        checkpoint_every=10,
+        resume=True,
+        **QUICK,
     )
     assert history[-1]["step"] == 40
     assert torch.isfinite(weights(resumed)).all()
@@ -159,8 +186,19 @@ def test_the_paper_preset_collapses_on_the_rotated_gaussian_and_says_so(
         ours, observation="adapter", adapter="diagonal", gaussian_start=False, width=32, depth=1
     )
     with caplog.at_level(logging.WARNING):
-        fit(vfm, ours, steps=150, batch_size=128, objective="vfm", learning_rate=1e-2, average_decay=0.95,
-            validations=1, progress=False, device="cpu", log_every=50)  # fmt: skip
+        fit(
+            vfm,
+            ours,
+            steps=150,
+            batch_size=128,
+            objective="vfm",
+            learning_rate=1e-2,
+            average_decay=0.95,
+            validations=1,
+            log_every=50,
+            progress=False,
+            device="cpu",
+        )
     assert "collapsing" in caplog.text
 
 
@@ -182,7 +220,16 @@ def test_arguments_and_devices_are_checked() -> None:
 def test_gpu_training_sampling_and_calibration_meet_the_same_figures() -> None:
     ours = problem()
     vfm = build("both")
-    fit(vfm, ours, steps=800, batch_size=256, learning_rate=4e-3, average_decay=0.98, progress=False, device="cuda")
+    fit(
+        vfm,
+        ours,
+        steps=800,
+        batch_size=256,
+        learning_rate=4e-3,
+        average_decay=0.98,
+        progress=False,
+        device="cuda",
+    )
     report = vi.calibration.calibrate(vfm, ours, 1000, 100)
     _, y, _ = ours.simulate(200, split="test", seed=5)
     exact, draws = ours.reference_posterior(y), vfm(y).sample((2000,))

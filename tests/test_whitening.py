@@ -1,4 +1,5 @@
-"""Whitenings: exact inverses, unit covariance of whitened samples, differentiable, independent of batch shape."""
+"""Whitenings: exact inverses, unit covariance of whitened samples, differentiable, independent of
+batch shape."""
 
 from __future__ import annotations
 
@@ -36,7 +37,10 @@ def test_unwhiten_inverts_whiten_for_any_batch_shape(kind: str) -> None:
     torch.testing.assert_close(whitening.unwhiten(xi), batch, atol=2e-4, rtol=1e-4)
     zero = torch.zeros_like(xi)
     torch.testing.assert_close(
-        whitening.unwhiten(xi) - whitening.unwhiten(zero), whitening.color(xi), atol=1e-4, rtol=1e-4
+        whitening.unwhiten(xi) - whitening.unwhiten(zero),
+        whitening.color(xi),
+        atol=1e-4,
+        rtol=1e-4,
     )
 
 
@@ -47,8 +51,8 @@ def test_fresh_samples_become_white(kind: str) -> None:
     xi = whitening.whiten(smooth_fields(8000))
     covariance = xi.T @ xi / len(xi)
     assert xi.mean(0).abs().max() < 0.06
-    # Relative Frobenius distance to I of a sample covariance of 8000 draws in 128-D is 0.126, once for
-    # the test draws and once more for the dense fit.
+    # Relative Frobenius distance to I of a sample covariance of 8000 draws in 128-D is 0.126, once
+    # for the test draws and once more for the dense fit.
     assert (covariance - torch.eye(128)).norm() / 128**0.5 < 0.2
     raw = smooth_fields(8000).flatten(1) - 3
     assert (raw.T @ raw / len(raw) - torch.eye(128)).norm() / 128**0.5 > 0.5

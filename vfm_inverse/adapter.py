@@ -1,11 +1,13 @@
 r"""Noise adapters: amortized variational distributions ``q(z | y, params)`` over whitened noise.
 
-An adapter is an encoder and a family. The family's last layer starts at zero:
+An adapter is an encoder, a linear head that starts at zero, and a family:
 
-* ``contraction`` starts as the Gaussian start itself (:mod:`vfm_inverse.gaussian_start`), from which the network may
-  depart by a bounded amount: means by a few of the start's standard deviations, scales by a factor of a few;
-* ``diagonal``, ``low-rank``, ``full`` Gaussians and a ``mixture`` of them start at N(0, I). Where there is a Gaussian
-  start they are stacked on it: N(0, I) in the coordinates in which the start is standard, hence the start again.
+* ``contraction`` starts as the Gaussian start itself (:mod:`vfm_inverse.gaussian_start`), from
+  which the network may depart by a bounded amount: means by a few of the start's standard
+      deviations, scales by a factor of a few;
+* ``diagonal``, ``low-rank``, ``full`` Gaussians and a ``mixture`` of them start at N(0, I). Where
+  there is a Gaussian start they are stacked on it: N(0, I) in the coordinates in which the start
+      is standard, hence the start again.
 
 All are Pyro distributions over flat vectors ``(d,)`` with batch shape ``(n,)``.
 """
@@ -21,10 +23,20 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from vfm_inverse.encoders import FieldEncoder, VectorEncoder
 from vfm_inverse.gaussian import ContractedNormal
 from vfm_inverse.networks import zero
 
-__all__ = ["FAMILIES", "Contraction", "Family", "NoiseAdapter", "Stacked", "standard_normal", "standardize", "unstandardize"]
+__all__ = [
+    "FAMILIES",
+    "Contraction",
+    "Family",
+    "NoiseAdapter",
+    "Stacked",
+    "standard_normal",
+    "standardize",
+    "unstandardize",
+]
 
 MAX_LOG_SCALE = 6.0
 MAX_SHIFT = 4.0
@@ -32,72 +44,75 @@ MAX_STRETCH = math.log(4.0)
 
 
 class Family(nn.Module, ABC):
-    """From an encoding ``(n, width)`` to a distribution over ``(d,)``.
+    """From ``size`` numbers to a distribution over ``(d,)``; zeros mean N(0, I).
 
     Args:
         dim: d.
-        width: size of the encoding.
     """
 
-    def __init__(self, dim: int, width: int) -> None:
+    size: int
+
+    def __init__(self, dim: int) -> None:
         super().__init__()
         self.dim = dim
 
+    def initial(self) -> Tensor:
+        """The numbers before training, ``(size,)``."""
+        return torch.zeros(self.size)
+
     @abstractmethod
-    def forward(self, h: Tensor) -> dist.TorchDistribution: ...
+    def forward(self, numbers: Tensor) -> dist.TorchDistribution:
+        """The distribution that ``numbers (*batch, size)`` describe, batch shape ``(*batch,)``."""
 
 
 class Diagonal(Family):
     """Independent normals."""
 
-    def __init__(self, dim: int, width: int) -> None:
-        super().__init__(dim, width)
-        self.head = zero(nn.Linear(width, 2 * dim))
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.size = 2 * dim
 
-    def forward(self, h: Tensor) -> dist.TorchDistribution:
-        loc, log_scale = self.head(h).chunk(2, -1)
+    def forward(self, numbers: Tensor) -> dist.TorchDistribution:
+        loc, log_scale = numbers.chunk(2, -1)
         return dist.Normal(loc, bounded_exp(log_scale), validate_args=False).to_event(1)
 
 
 class Full(Family):
-    """A normal with any covariance, through its Cholesky factor: d (d + 3) / 2 outputs."""
+    """A normal with any covariance, through its Cholesky factor."""
 
     rows: Tensor
     columns: Tensor
 
-    def __init__(self, dim: int, width: int) -> None:
-        super().__init__(dim, width)
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
         rows, columns = torch.tril_indices(dim, dim, -1)
         self.register_buffer("rows", rows, persistent=False)
         self.register_buffer("columns", columns, persistent=False)
-        self.head = zero(nn.Linear(width, 2 * dim + len(rows)))
+        self.size = 2 * dim + len(rows)
 
-    def forward(self, h: Tensor) -> dist.TorchDistribution:
-        loc, log_scale, lower = self.head(h).split([self.dim, self.dim, len(self.rows)], -1)
-        return dist.MultivariateNormal(
-            loc, scale_tril=self._cholesky(log_scale, lower), validate_args=False
-        )
-
-    def _cholesky(self, log_scale: Tensor, lower: Tensor) -> Tensor:
-        factor = torch.diag_embed(bounded_exp(log_scale))
-        strict = torch.zeros_like(factor)
-        strict[..., self.rows, self.columns] = lower
+    def forward(self, numbers: Tensor) -> dist.TorchDistribution:
+        loc, log_scale, lower = numbers.split([self.dim, self.dim, len(self.rows)], -1)
+        scale = torch.diag_embed(bounded_exp(log_scale))
+        unit = torch.diag_embed(torch.ones_like(loc))
+        unit[..., self.rows, self.columns] = lower
         # Rows are scaled like their diagonal, so that a correlation means the same at every scale.
-        return factor @ (torch.eye(self.dim, dtype=lower.dtype, device=lower.device) + strict)
+        return dist.MultivariateNormal(loc, scale_tril=scale @ unit, validate_args=False)
 
 
 class LowRank(Family):
     """Diagonal plus ``rank`` directions."""
 
-    def __init__(self, dim: int, width: int, rank: int = 16) -> None:
-        super().__init__(dim, width)
+    def __init__(self, dim: int, rank: int = 16) -> None:
+        super().__init__(dim)
         self.rank = min(rank, dim)
-        self.head = zero(nn.Linear(width, dim * (2 + self.rank)))
-        # A factor of exactly zero is a saddle point of the likelihood.
-        nn.init.normal_(self.head.bias[2 * dim :], std=1e-2)
+        self.size = dim * (2 + self.rank)
 
-    def forward(self, h: Tensor) -> dist.TorchDistribution:
-        loc, log_scale, factor = self.head(h).split([self.dim, self.dim, self.dim * self.rank], -1)
+    def initial(self) -> Tensor:
+        # A factor of exactly zero is a saddle point of the likelihood.
+        return torch.cat([torch.zeros(2 * self.dim), 1e-2 * torch.randn(self.dim * self.rank)])
+
+    def forward(self, numbers: Tensor) -> dist.TorchDistribution:
+        loc, log_scale, factor = numbers.split([self.dim, self.dim, self.dim * self.rank], -1)
         return dist.LowRankMultivariateNormal(
             loc,
             factor.unflatten(-1, (self.dim, self.rank)),
@@ -107,42 +122,47 @@ class LowRank(Family):
 
 
 class Mixture(Family):
-    """A mixture of ``components`` normals, with full covariances up to 16 dimensions and diagonal ones above.
+    """A mixture of normals, with full covariances up to 16 dimensions and diagonal ones above.
 
     It has no reparametrised draws, so it trains by forward KL only.
     """
 
-    def __init__(self, dim: int, width: int, components: int = 8) -> None:
-        super().__init__(dim, width)
+    def __init__(self, dim: int, components: int = 8) -> None:
+        super().__init__(dim)
         self.components = components
-        self.part = (Full if dim <= 16 else Diagonal)(dim, width)
-        self.head = zero(nn.Linear(width, components * self.part.head.out_features))
-        self.part.head = nn.Identity()
-        self.weights = zero(nn.Linear(width, components))
-        # Identical components would get identical gradients for ever.
-        with torch.no_grad():
-            self.head.bias.view(components, -1)[:, :dim].normal_(std=0.1)
+        self.part = Full(dim) if dim <= 16 else Diagonal(dim)
+        self.size = components * (self.part.size + 1)
 
-    def forward(self, h: Tensor) -> dist.TorchDistribution:
-        parts = self.part(self.head(h).unflatten(-1, (self.components, -1)))
-        weights = dist.Categorical(logits=self.weights(h), validate_args=False)
-        return dist.MixtureSameFamily(weights, parts, validate_args=False)
+    def initial(self) -> Tensor:
+        # Identical components would get identical gradients for ever.
+        numbers = torch.zeros(self.components, self.part.size + 1)
+        numbers[:, 1 : 1 + self.dim] = 0.1 * torch.randn(self.components, self.dim)
+        return numbers.flatten()
+
+    def forward(self, numbers: Tensor) -> dist.TorchDistribution:
+        logits, parts = numbers.unflatten(-1, (self.components, -1)).split([1, self.part.size], -1)
+        weights = dist.Categorical(logits=logits.squeeze(-1), validate_args=False)
+        return dist.MixtureSameFamily(weights, self.part(parts), validate_args=False)
 
 
 class Contraction(nn.Module):
     """The Gaussian start, moved and rescaled along its informed directions.
 
     Args:
-        width: size of the encoding.
         rank: informed directions.
     """
 
-    def __init__(self, width: int, rank: int) -> None:
+    def __init__(self, rank: int) -> None:
         super().__init__()
-        self.head = zero(nn.Linear(width, 2 * rank))
+        self.size = 2 * rank
 
-    def forward(self, h: Tensor, start: ContractedNormal) -> ContractedNormal:
-        shift, stretch = self.head(h).chunk(2, -1)
+    def initial(self) -> Tensor:
+        """The numbers before training, ``(size,)``."""
+        return torch.zeros(self.size)
+
+    def forward(self, numbers: Tensor, start: ContractedNormal) -> ContractedNormal:
+        """The start, changed by ``numbers (n, size)``: bounded shifts and log-factors."""
+        shift, stretch = numbers.chunk(2, -1)
         shift = MAX_SHIFT * torch.tanh(shift / MAX_SHIFT) * start.scale
         scale = start.scale * torch.exp(MAX_STRETCH * torch.tanh(stretch / MAX_STRETCH))
         return ContractedNormal(
@@ -151,7 +171,8 @@ class Contraction(nn.Module):
 
 
 class Stacked(dist.TorchDistribution):
-    """A law in the standard coordinates of a Gaussian start: ``z = loc + C^{1/2} zeta``, ``zeta ~ base``."""
+    """A law in the standard coordinates of a Gaussian start: ``z = loc + C^{1/2} zeta``,
+    ``zeta ~ base``."""
 
     arg_constraints: dict[str, dist.constraints.Constraint] = {}
     support = dist.constraints.real_vector
@@ -166,16 +187,21 @@ class Stacked(dist.TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
+        """Whether the base has reparametrised draws."""
+        """Mean, ``(*batch, d)``."""
         return self.start.unstandardize(self.base.mean)
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        """Reparametrised draws, ``(*sample, *batch, d)``."""
         return self.start.unstandardize(self.base.rsample(sample_shape))
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        """Draws, ``(*sample, *batch, d)``."""
         return self.start.unstandardize(self.base.sample(sample_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
+        """Log density of ``value (*sample, *batch, d)``, ``(*sample, *batch)``."""
         return self.base.log_prob(self.start.standardize(value)) - self.start.scale.log().sum(-1)
 
 
@@ -191,25 +217,33 @@ class NoiseAdapter(nn.Module):
     """``q(z | y, params)``.
 
     Args:
-        encoder: features to an encoding ``(n, width)``, see :mod:`vfm_inverse.encoders`.
-        family: encoding to a distribution: a :class:`Contraction`, or a :class:`Family`, stacked on the Gaussian start
-            where there is one.
+        encoder: features to an encoding ``(n, encoder.width)``, see :mod:`vfm_inverse.encoders`.
+        family: a :class:`Contraction`, or a :class:`Family`, stacked on the Gaussian start where
+            there is one.
     """
 
-    def __init__(self, encoder: nn.Module, family: Family | Contraction) -> None:
+    def __init__(
+        self, encoder: VectorEncoder | FieldEncoder, family: Family | Contraction
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.family = family
+        self.head = zero(nn.Linear(encoder.width, family.size))
+        with torch.no_grad():
+            self.head.bias.copy_(family.initial())
 
     def forward(
         self, features: Tensor, start: ContractedNormal | None = None
     ) -> dist.TorchDistribution:
-        h = self.encoder(features)
+        """``q(z | y)`` from features ``(n, ...)`` and the Gaussian start, if there is one."""
+        numbers = self.head(self.encoder(features))
         if isinstance(self.family, Contraction):
             if start is None:
-                raise ValueError("the family 'contraction' needs a Gaussian start to contract from; got None")
-            return self.family(h, start)
-        q = self.family(h)
+                raise ValueError(
+                    "the family 'contraction' needs a Gaussian start to contract from; got None"
+                )
+            return self.family(numbers, start)
+        q = self.family(numbers)
         return q if start is None else Stacked(q, start)
 
 
@@ -225,13 +259,16 @@ def standard_normal(num: int, like: Tensor) -> dist.TorchDistribution:
 
 
 def standardize(q: dist.TorchDistribution, z: Tensor) -> Tensor:
-    """Coordinates ``(*sample, n, d)`` in which a Gaussian ``q`` is N(0, I); ``z`` itself for any other law."""
+    """Coordinates ``(*sample, n, d)`` in which a Gaussian ``q`` is N(0, I); ``z`` itself for any
+    other law."""
     if isinstance(q, Stacked):
         return standardize(q.base, q.start.standardize(z))
     if isinstance(q, ContractedNormal):
         return q.standardize(z)
     if isinstance(q, torch.distributions.MultivariateNormal):
-        return _rows(lambda r: torch.linalg.solve_triangular(q.scale_tril, r, upper=False), z - q.loc)
+        return _rows(
+            lambda r: torch.linalg.solve_triangular(q.scale_tril, r, upper=False), z - q.loc
+        )
     if isinstance(q, torch.distributions.Independent):
         return (z - q.mean) / q.stddev
     return z
@@ -251,6 +288,7 @@ def unstandardize(q: dist.TorchDistribution, zeta: Tensor) -> Tensor:
 
 
 def _rows(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Apply ``(n, d, k) -> (n, d, k)`` to ``(*sample, n, d)`` without copying its matrices per sample."""
+    """Apply ``(n, d, k) -> (n, d, k)`` to ``(*sample, n, d)`` without copying its matrices per
+    sample."""
     columns = x.reshape(-1, *x.shape[-2:]).permute(1, 2, 0)
     return function(columns).permute(2, 0, 1).reshape(x.shape)

@@ -1,7 +1,7 @@
 """From a problem to a variational flow map: which networks, coordinates and Gaussian start.
 
-Kept apart from :class:`~vfm_inverse.posterior.VariationalFlowMap` so that the class takes its parts ready made and
-this module alone decides what suits a problem.
+Kept apart from :class:`~vfm_inverse.posterior.VariationalFlowMap` so that the class takes its
+parts ready made and this module alone decides what suits a problem.
 """
 
 from __future__ import annotations
@@ -46,21 +46,26 @@ def build(
     num_simulations: int = 20_000,
     seed: int = 0,
 ) -> VariationalFlowMap:
-    """Build an untrained map for a problem; with a Gaussian start it already is the classical posterior.
+    """Build an untrained map for a problem; with a Gaussian start it already is the classical
+    posterior.
 
     Args:
         problem: what to invert.
-        adapter: family of ``q(z | y)``: ``"contraction"`` (the default with a Gaussian start), ``"full"`` (the default
-            without one, up to 64 dimensions), ``"diagonal"``, ``"low-rank"`` or ``"mixture"``.
+        adapter: family of ``q(z | y)``: ``"contraction"`` (the default with a Gaussian start),
+            ``"full"`` (the default without one, up to 64 dimensions), ``"diagonal"``,
+            ``"low-rank"`` or ``"mixture"``.
         observation: where the observation enters: ``"adapter"``, ``"context"`` or ``"both"``.
-        gaussian_start: start from the Gaussian answer: whitened coordinates, preconditioned map, informed adapter.
-        whitening: ``"auto"``, ``"dense"``, ``"spectral"``, ``"low-rank"``, ``"identity"`` or a fitted
-            :class:`~vfm_inverse.whitening.Whitening`.
+        gaussian_start: start from the Gaussian answer: whitened coordinates, preconditioned map,
+            informed adapter.
+        whitening: ``"auto"``, ``"dense"``, ``"spectral"``, ``"low-rank"``, ``"identity"`` or a
+            fitted :class:`~vfm_inverse.whitening.Whitening`.
         steps: steps of the flow map for one draw.
-        network: ``"mlp"`` or ``"u-net"`` (fields only); ``"auto"`` takes a U-Net for fields of more than 64 numbers.
+        network: ``"mlp"`` or ``"u-net"`` (fields only); ``"auto"`` takes a U-Net for fields of
+            more than 64 numbers.
         width: hidden width (MLP, default 128) or channels (U-Net, default 32).
         depth: residual blocks (MLP, default 3) or halvings (U-Net, by the field's size).
-        max_rank: most informed directions kept where the operator varies or the start is a regression.
+        max_rank: most informed directions kept where the operator varies or the start is a
+            regression.
         num_simulations: simulations that whitening, start and features are fitted on.
         seed: fixes simulations and initial weights.
 
@@ -75,16 +80,23 @@ def build(
     if observation == "context" and adapter is not None:
         raise ValueError(f"'adapter' must be left out with observation='context'; got {adapter!r}")
     if adapter is not None and adapter not in (*FAMILIES, "contraction"):
-        raise ValueError(f"'adapter' must be 'contraction' or one of {sorted(FAMILIES)}; got {adapter!r}")
+        raise ValueError(
+            f"'adapter' must be 'contraction' or one of {sorted(FAMILIES)}; got {adapter!r}"
+        )
     if adapter == "contraction" and not gaussian_start:
-        raise ValueError("'adapter' must not be 'contraction' without a Gaussian start to contract from")
+        raise ValueError(
+            "'adapter' must not be 'contraction' without a Gaussian start to contract from"
+        )
     if network not in ("auto", "mlp", "u-net"):
         raise ValueError(f"'network' must be 'auto', 'mlp' or 'u-net'; got {network!r}")
     if network == "auto":
         large = len(problem.field_shape) > 1 and problem.field_shape.numel() > SMALL_FIELD
         network = "u-net" if large else "mlp"
     if network == "u-net" and len(problem.field_shape) == 1:
-        raise ValueError(f"'network' must be 'mlp' for vectors; got a field of shape {tuple(problem.field_shape)}")
+        raise ValueError(
+            "'network' must be 'mlp' for vectors; got a field of shape "
+            f"{tuple(problem.field_shape)}"
+        )
     if not gaussian_start:
         whitening = "identity" if whitening == "auto" else whitening
 
@@ -124,7 +136,8 @@ def rebuild(problem: InverseProblem, config: Mapping[str, Any]) -> VariationalFl
     """The same modules as :func:`build` made, unfitted: a checkpoint fills in the numbers."""
     if config["whitening"] not in WHITENINGS:
         raise ValueError(
-            "a map with a whitening of your own cannot be rebuilt from its checkpoint alone; build it again and "
+            "a map with a whitening of your own cannot be rebuilt from its checkpoint alone; "
+            "build it again and "
             "load its weights with 'load_weights'"
         )
     with seeded(0):
@@ -148,23 +161,29 @@ def assemble(
     conditional = observation != "adapter"
     features: VectorFeatures | FieldFeatures
     if config["network"] == "mlp":
-        numbers = problem.observation_shape.numel() + sum(s.numel() for s in problem.param_shapes.values())
+        numbers = problem.observation_shape.numel() + sum(
+            s.numel() for s in problem.param_shapes.values()
+        )
         features = VectorFeatures(numbers)
         depth = {} if config["depth"] is None else {"depth": config["depth"]}
         layers: torch.nn.Module = MLP(dim, features.size * conditional, **width, **depth)
-        encoder: torch.nn.Module = VectorEncoder(features.size)
+        encoder: VectorEncoder | FieldEncoder = VectorEncoder(features.size)
     else:
         features = FieldFeatures(
-            shape, tuple(problem.observation_shape), problem.param_shapes, problem.physics, start is not None
+            shape,
+            tuple(problem.observation_shape),
+            problem.param_shapes,
+            problem.physics,
+            start is not None,
         )
         layers = UNet(shape, features.channels * conditional, levels=config["depth"], **width)
         encoder = FieldEncoder(features.channels, shape[1:])
     adapter = None
     if observation != "context":
         family = (
-            Contraction(encoder.width, config["rank"])
+            Contraction(config["rank"])
             if config["adapter"] == "contraction"
-            else FAMILIES[config["adapter"]](dim, encoder.width)
+            else FAMILIES[config["adapter"]](dim)
         )
         adapter = NoiseAdapter(encoder, family)
     return VariationalFlowMap(

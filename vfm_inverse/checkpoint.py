@@ -1,4 +1,5 @@
-"""Checkpoints: tensors in safetensors, everything else as JSON in its header. Nothing is ever unpickled."""
+"""Checkpoints: tensors in safetensors, everything else as JSON in its header. Nothing is ever
+unpickled."""
 
 from __future__ import annotations
 
@@ -24,8 +25,11 @@ FORMAT = 1
 """Version of the layout; a file of another version is refused."""
 
 
-def write(path: str | Path, tensors: Mapping[str, Tensor], kind: str, header: Mapping[str, Any]) -> None:
-    """Write tensors and a JSON header; a process killed in the middle leaves an old file as it was.
+def write(
+    path: str | Path, tensors: Mapping[str, Tensor], kind: str, header: Mapping[str, Any]
+) -> None:
+    """Write tensors and a JSON header; a process killed in the middle leaves an old file as it
+    was.
 
     Args:
         path: file to write or to replace.
@@ -35,7 +39,9 @@ def write(path: str | Path, tensors: Mapping[str, Tensor], kind: str, header: Ma
     """
     metadata = {"format": f"vfm_inverse/{FORMAT}", "kind": kind, "header": json.dumps(header)}
     with replacing(path) as temporary:
-        save_file({k: v.detach().contiguous().clone() for k, v in tensors.items()}, temporary, metadata)
+        save_file(
+            {k: v.detach().contiguous().clone() for k, v in tensors.items()}, temporary, metadata
+        )
 
 
 def read(
@@ -55,24 +61,31 @@ def read(
             metadata = file.metadata() or {}
             known, _, number = metadata.get("format", "").partition("/")
             if known != "vfm_inverse":
-                raise ValueError(f"{path} is a safetensors file, but not a checkpoint of vfm_inverse")
+                raise ValueError(
+                    f"{path} is a safetensors file, but not a checkpoint of vfm_inverse"
+                )
             if number != str(FORMAT):
                 raise ValueError(
-                    f"{path} has checkpoint format {number}; this version of vfm_inverse reads format {FORMAT}"
+                    f"{path} has checkpoint format {number}; this version of vfm_inverse reads "
+                    f"format {FORMAT}"
                 )
             if metadata["kind"] != kind:
-                raise ValueError(f"{path} must hold a {kind!r} checkpoint; got {metadata['kind']!r}")
+                raise ValueError(
+                    f"{path} must hold a {kind!r} checkpoint; got {metadata['kind']!r}"
+                )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(
-            f"{path} is not a readable safetensors file (truncated, or another format such as a pickle, which is never "
+            f"{path} is not a readable safetensors file (truncated, or another format such as a "
+            "pickle, which is never "
             f"opened): {error}"
         ) from error
     return tensors, json.loads(metadata["header"])
 
 
 def save(vfm: VariationalFlowMap, path: str | Path) -> None:
-    """Write a map: weights, whitening, Gaussian start, features, and how to rebuild its problem."""
+    """Write a map: weights, whitening, Gaussian start, features, and how to rebuild its
+    problem."""
     write(path, vfm.state_dict(), "model", {"config": vfm.config, "verdict": vfm.verdict})
 
 
@@ -83,8 +96,8 @@ def load(
 
     Args:
         path: a ``model.safetensors``.
-        problem: the problem the map was trained for; needed unless it came from ``problems.load``, since physics of
-            your own cannot be stored.
+        problem: the problem the map was trained for; needed unless it came from ``problems.load``,
+            since physics of your own cannot be stored.
         device: where to put it.
 
     Raises:

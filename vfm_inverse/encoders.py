@@ -1,16 +1,16 @@
 r"""What the networks get to see of an observation.
 
-Two stages. *Features* are a fixed, standardised description of ``(y, params)``: a vector, or for fields the
-observation lifted to the grid by the adjoint, the Gaussian start's mean and standard deviation, and one
-channel for every parameter (mask, noise level). They are the context of a conditional flow map as they are.
-An *encoder* is the learned network that turns features into the vector from which a
-:class:`~vfm_inverse.adapter.NoiseAdapter` predicts its distribution.
+Two stages. *Features* are a fixed, standardised description of ``(y, params)``: a vector, or for
+fields the observation lifted to the grid by the adjoint, the Gaussian start's mean and standard
+deviation, and one channel for every parameter (mask, noise level). They are the context of a
+conditional flow map as they are. An *encoder* is the learned network that turns features into the
+vector from which a :class:`~vfm_inverse.adapter.NoiseAdapter` predicts its distribution.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from deepinv.physics import Physics
@@ -46,12 +46,14 @@ class VectorFeatures(FittedBuffers):
         self.register_buffer("spread", torch.ones(size))
 
     def fit(self, y: Tensor, params: Mapping[str, Tensor]) -> None:
+        """Fit centre and spread on simulations."""
         raw = flatten(y, params)
         self.center, self.spread = raw.mean(0), raw.std(0).clamp_min(1e-6)
 
     def forward(
         self, y: Tensor, params: Mapping[str, Tensor], start: ContractedNormal | None
     ) -> Tensor:
+        """Standardised features of observations ``(n, *obs)``."""
         return (flatten(y, params) - self.center) / self.spread
 
 
@@ -60,16 +62,18 @@ class FieldFeatures(FittedBuffers):
 
     Args:
         event_shape: shape of the field, ``(C, L)`` or ``(C, H, W)``.
-        param_shapes: per-sample shape of every parameter; one with the field's spatial shape is a channel (or
-            several), one of at most 16 numbers is that many constant channels, a larger one (a kernel) is left to the
-            lifted observation.
-        physics: lifts the observation; without an adjoint only a field-shaped observation is a channel.
+        param_shapes: per-sample shape of every parameter; one with the field's spatial shape is a
+            channel (or several), one of at most 16 numbers is that many constant channels, a
+            larger one (a kernel) is left to the lifted observation.
+        physics: lifts the observation; without an adjoint only a field-shaped observation is a
+            channel.
         observation_shape: shape of one observation.
         with_start: whether a Gaussian start supplies its mean and standard deviation.
     """
 
     center: Tensor
     spread: Tensor
+    _adjoint: Callable[..., Tensor]
 
     def __init__(
         self,
@@ -81,9 +85,10 @@ class FieldFeatures(FittedBuffers):
     ) -> None:
         super().__init__()
         self.event_shape = torch.Size(event_shape)
-        # Not registered: the physics belongs to the problem and is neither trained nor stored here.
-        object.__setattr__(self, "_physics", physics)
-        self.lift = hasattr(physics, "A_adjoint")
+        # Not registered: the physics belongs to the problem and is neither trained nor stored
+        # here.
+        object.__setattr__(self, "_adjoint", getattr(physics, "A_adjoint", None))
+        self.lift = self._adjoint is not None
         self.is_field = tuple(observation_shape[1:]) == tuple(event_shape[1:])
         self.with_start = with_start
         channels = 2 * event_shape[0] * with_start
@@ -98,16 +103,16 @@ class FieldFeatures(FittedBuffers):
                 channels += math.prod(shape)
         if not channels:
             raise ValueError(
-                "'physics' must have an adjoint, or the observation the shape of the field, for networks on fields; "
+                "'physics' must have an adjoint, or the observation the shape of the field, for "
+                "networks on fields; "
                 f"got {type(physics).__name__} with observations {tuple(observation_shape)}"
             )
         self.channels = channels
         self.register_buffer("center", torch.zeros(channels))
         self.register_buffer("spread", torch.ones(channels))
 
-    def fit(
-        self, y: Tensor, params: Mapping[str, Tensor], start: ContractedNormal | None
-    ) -> None:
+    def fit(self, y: Tensor, params: Mapping[str, Tensor], start: ContractedNormal | None) -> None:
+        """Fit centre and spread on simulations."""
         raw = self._raw(y, params, start).movedim(1, -1).flatten(0, -2)
         self.center = raw.mean(0)
         # A channel that never varies (a fixed noise level) stays a constant zero.
@@ -116,6 +121,7 @@ class FieldFeatures(FittedBuffers):
     def forward(
         self, y: Tensor, params: Mapping[str, Tensor], start: ContractedNormal | None
     ) -> Tensor:
+        """Standardised features of observations ``(n, *obs)``."""
         shape = (-1, *[1] * (len(self.event_shape) - 1))
         raw = self._raw(y, params, start)
         return (raw - self.center.view(shape)) / self.spread.view(shape)
@@ -130,11 +136,14 @@ class FieldFeatures(FittedBuffers):
         channels = []
         if self.with_start and start is not None:
             std = start.variance.clamp_min(0).sqrt().expand_as(start.loc)
-            channels += [start.loc.unflatten(-1, self.event_shape), std.unflatten(-1, self.event_shape)]
+            channels += [
+                start.loc.unflatten(-1, self.event_shape),
+                std.unflatten(-1, self.event_shape),
+            ]
         if self.is_field:
             channels.append(y)
         elif self.lift:
-            channels.append(self._physics.A_adjoint(y, **params))
+            channels.append(self._adjoint(y, **params))
         for name in sorted(params):
             value = params[name]
             if self._is_plane(value.shape[1:]):
@@ -164,13 +173,15 @@ class TrainedRange(FittedBuffers):
         self.register_buffer("farthest", torch.full((), math.inf))
 
     def fit(self, y: Tensor, params: Mapping[str, Tensor]) -> None:
+        """Fit centre and spread on simulations."""
         raw = flatten(y, params)
         self.center, self.spread = raw.mean(0), raw.std(0).clamp_min(1e-6)
         self.farthest.fill_(1.0)
         self.farthest = self.distance(y, params).max()
 
     def distance(self, y: Tensor, params: Mapping[str, Tensor]) -> Tensor:
-        """Root mean square of the standardised numbers over its largest value in training, ``(n,)``."""
+        """Root mean square of the standardised numbers over its largest value in training,
+        ``(n,)``."""
         scaled = (flatten(y, params) - self.center) / self.spread
         return scaled.square().mean(1).sqrt() / self.farthest
 
@@ -184,11 +195,13 @@ class VectorEncoder(nn.Module):
         self.layers = nn.Sequential(fresh_mlp([size, width, width, width]), nn.SiLU())
 
     def forward(self, features: Tensor) -> Tensor:
+        """Standardised features of observations ``(n, *obs)``."""
         return self.layers(features)
 
 
 class FieldEncoder(nn.Module):
-    """Strided convolutions from features ``(n, channels, *spatial)`` to an encoding ``(n, width)``."""
+    """Strided convolutions from features ``(n, channels, *spatial)`` to an encoding
+    ``(n, width)``."""
 
     def __init__(self, channels: int, spatial: tuple[int, ...], width: int = 128) -> None:
         super().__init__()
@@ -203,4 +216,5 @@ class FieldEncoder(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, features: Tensor) -> Tensor:
+        """An encoding ``(n, width)`` of features."""
         return self.layers(features)

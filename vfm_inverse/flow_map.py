@@ -1,13 +1,14 @@
 r"""Two-time flow maps.
 
 The path :math:`x_t = (1 - t)\, x_0 + t\, x_1` joins data (t = 0) to noise (t = 1). A flow map
-:math:`X(x_s, s, t)` carries a point of the path's probability flow from time s to time t, in either
-direction; its derivative on the diagonal is the velocity :math:`v(x, t) = \partial_t X(x, s, t)|_{s = t}`
-(Boffi et al. 2025, https://arxiv.org/abs/2505.18825).
+:math:`X(x_s, s, t)` carries a point of the path's probability flow from time s to time t, in
+either direction; its derivative on the diagonal is the velocity :math:`v(x, t) = \partial_t X(x,
+s, t)|_{s = t}` (Boffi et al. 2025, https://arxiv.org/abs/2505.18825).
 
 If the data are Gaussian, :math:`x_0 \sim \mathcal N(\mu, C)` with noise N(0, I), so is every
-:math:`x_t \sim \mathcal N(m_t, L_t^2)`, :math:`m_t = (1-t)\mu`, :math:`L_t^2 = (1-t)^2 C + t^2 I`, and the
-exact map only re-scales. The network therefore learns what is left, in coordinates of unit variance:
+:math:`x_t \sim \mathcal N(m_t, L_t^2)`, :math:`m_t = (1-t)\mu`, :math:`L_t^2 = (1-t)^2 C + t^2 I`,
+and the exact map only re-scales. The network therefore learns what is left, in coordinates of unit
+variance:
 
 .. math:: X(x_s, s, t) = m_t + L_t \bigl[\zeta_s + (t - s)\, u_\theta(\zeta_s, s, t)\bigr], \qquad
           \zeta_s = L_s^{-1} (x_s - m_s).
@@ -30,12 +31,14 @@ class FlowMap(nn.Module):
     """Two-time flow map over flat vectors.
 
     Args:
-        network: ``(x (n, d), s (n,), t (n,), context (n, ...)) -> (n, d)``, see :mod:`vfm_inverse.networks`.
-        preconditioned: start from the Gaussian flow (above); otherwise ``X = x_s + (t - s) network``.
+        network: ``(x (n, d), s (n,), t (n,), context (n, ...)) -> (n, d)``, see
+            :mod:`vfm_inverse.networks`.
+        preconditioned: start from the Gaussian flow (above); otherwise
+            ``X = x_s + (t - s) network``.
 
-    In every method points are ``(*sample, n, d)`` and times broadcast against ``(*sample, n)``; ``context (n, ...)``
-    goes to the network, and ``target`` (batch shape ``(n,)``) is the Gaussian approximation of the data's law given
-    the observation, if there is one; N(0, I) otherwise.
+    In every method points are ``(*sample, n, d)`` and times broadcast against ``(*sample, n)``;
+    ``context (n, ...)`` goes to the network, and ``target`` (batch shape ``(n,)``) is the Gaussian
+    approximation of the data's law given the observation, if there is one; N(0, I) otherwise.
     """
 
     def __init__(self, network: nn.Module, preconditioned: bool = True) -> None:
@@ -119,7 +122,8 @@ class FlowMap(nn.Module):
         return self.transport(x, 0.0, 1.0, steps, context, target)
 
     def _evaluate(self, x: Tensor, s: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
-        """The network on all samples at once; a context is shared by the samples of its observation."""
+        """The network on all samples at once; a context is shared by the samples of its
+        observation."""
         lead = x.shape[:-1]
         if context is not None:
             context = context.expand(*lead[:-1], *context.shape).flatten(0, len(lead) - 1)
@@ -146,7 +150,6 @@ class FlowMap(nn.Module):
 
 
 def path_std(t: Tensor, scale: Tensor | float = 1.0) -> Tensor:
-    """Standard deviation of ``(1 - t) x_0 + t x_1`` for data of standard deviation ``scale`` and unit noise."""
+    """Standard deviation of ``(1 - t) x_0 + t x_1`` for data of standard deviation ``scale`` and
+    unit noise."""
     return ((1 - t).square() * scale**2 + t.square()).sqrt()
-
-

@@ -4,10 +4,11 @@ In whitened coordinates the posterior of a linear-Gaussian problem is
 
 .. math:: q(z) = \mathcal N\bigl(\mu,\; I - V \operatorname{diag}(1 - \lambda) V^\top\bigr),
 
-with orthonormal columns :math:`V` (at most one per datum), the likelihood-informed directions, along
-which the data contract the prior's unit variance to :math:`\lambda \in (0, 1]` (Spantini et al. 2015,
-https://arxiv.org/abs/1407.3463, Theorem 2.3). Draws are :math:`\mu + e + V((\sqrt\lambda - 1) V^\top e)`
-with :math:`e \sim \mathcal N(0, I)` and the density costs O(d r): there is no d x d matrix anywhere.
+with orthonormal columns :math:`V` (at most one per datum), the likelihood-informed directions,
+along which the data contract the prior's unit variance to :math:`\lambda \in (0, 1]` (Spantini et
+al. 2015, https://arxiv.org/abs/1407.3463, Theorem 2.3). Draws are :math:`\mu + e + V((\sqrt\lambda
+- 1) V^\top e)` with :math:`e \sim \mathcal N(0, I)` and the density costs O(d r): there is no d x
+  d matrix anywhere.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ class ContractedNormal(TorchDistribution):
 
     Args:
         loc: mean, ``(*batch, d)``.
-        basis: orthonormal columns, ``(d, r)`` shared by the batch or ``(*batch, d, r)`` with one batch dimension.
+        basis: orthonormal columns, ``(d, r)`` shared by the batch or ``(*batch, d, r)`` with one
+            batch dimension.
         scale: standard deviations along the columns, ``(*batch, r)``.
     """
 
@@ -43,6 +45,7 @@ class ContractedNormal(TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
+        """Mean, ``(*batch, d)``."""
         return self.loc
 
     @property
@@ -53,6 +56,7 @@ class ContractedNormal(TorchDistribution):
 
     @property
     def covariance_matrix(self) -> Tensor:
+        """Covariance, ``(*batch, d, d)``; for small ``d``."""
         weighted = self.basis * (self.scale.square() - 1).unsqueeze(-2)
         eye = torch.eye(self.event_shape[0], dtype=self.loc.dtype, device=self.loc.device)
         return eye + weighted @ self.basis.mT
@@ -61,10 +65,13 @@ class ContractedNormal(TorchDistribution):
         """Coefficients ``V^T x``, ``(*sample, *batch, d)`` to ``(*sample, *batch, r)``."""
         if self.basis.dim() == 2:
             return x @ self.basis
-        # One basis per observation: batch first, samples as rows, so that no basis is copied per sample.
-        lead = x.shape[: -2]
-        return (x.reshape(-1, *x.shape[-2:]).transpose(0, 1) @ self.basis).transpose(0, 1).reshape(
-            *lead, x.shape[-2], -1
+        # One basis per observation: batch first, samples as rows, so that no basis is copied per
+        # sample.
+        lead = x.shape[:-2]
+        return (
+            (x.reshape(-1, *x.shape[-2:]).transpose(0, 1) @ self.basis)
+            .transpose(0, 1)
+            .reshape(*lead, x.shape[-2], -1)
         )
 
     def lift(self, coefficients: Tensor) -> Tensor:
@@ -93,23 +100,25 @@ class ContractedNormal(TorchDistribution):
         return ContractedNormal(self.loc[rows], basis, self.scale[rows], validate_args=False)
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        """Reparametrised draws, ``(*sample, *batch, d)``."""
         shape = self._extended_shape(torch.Size(sample_shape))
         noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
         return self.unstandardize(noise)
 
     def log_prob(self, value: Tensor) -> Tensor:
+        """Log density of ``value (*sample, *batch, d)``, ``(*sample, *batch)``."""
         zeta = self.standardize(value)
         normalizer = 0.5 * self.event_shape[0] * math.log(2 * math.pi) + self.scale.log().sum(-1)
         return -0.5 * zeta.square().sum(-1) - normalizer
 
     def kl_to_standard_normal(self) -> Tensor:
-        """``KL(q || N(0, I))``, ``(*batch,)``; directions outside the basis only pay for their mean."""
+        """``KL(q || N(0, I))``, ``(*batch,)``; directions outside the basis only pay for their
+        mean."""
         variance = self.scale.square()
-        return 0.5 * (
-            self.loc.square().sum(-1) + (variance - 1 - variance.log()).sum(-1)
-        )
+        return 0.5 * (self.loc.square().sum(-1) + (variance - 1 - variance.log()).sum(-1))
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> ContractedNormal:
+        """The same laws over a larger batch."""
         batch_shape = torch.Size(batch_shape)
         basis = self.basis
         if basis.dim() > 2:

@@ -8,10 +8,11 @@ In whitened coordinates :math:`x = m + S\xi` a linear observation with Gaussian 
    \lambda_i = \frac{\sigma^2}{\sigma^2 + s_i^2}, \quad
    V^\top \mu = \frac{s}{\sigma^2 + s^2} U^\top (y - A m)
 
-(Wiener filter, kriging). Where the operator changes with the observation, the same formula is used on
-the leading directions of the averaged Hessian :math:`\mathbb E[B^\top B / \sigma^2]` (Cui et al. 2014,
-https://arxiv.org/abs/1403.4680), and what they leave out counts as noise. For every other physics
-the joint second moments of :math:`(\xi, y)` over simulations give the linear regression of
+(Wiener filter, kriging). Where the operator changes with the observation, the same formula is used
+on the leading directions of the averaged Hessian :math:`\mathbb E[B^\top B / \sigma^2]` (Cui et
+al. 2014, https://arxiv.org/abs/1403.4680), and what they leave out counts as noise. For every
+other physics the joint second moments of :math:`(\xi, y)` over simulations give the linear
+regression of
 :math:`\xi` on :math:`y`, the gain of an ensemble Kalman filter.
 """
 
@@ -26,20 +27,27 @@ from deepinv.physics import LinearPhysics, Physics
 from torch import Tensor
 
 from vfm_inverse.gaussian import ContractedNormal
+from vfm_inverse.likelihood import Likelihood
 from vfm_inverse.whitening import FittedBuffers, Whitening
 
 if TYPE_CHECKING:
-    from vfm_inverse.likelihood import Likelihood
     from vfm_inverse.problem import InverseProblem
 
-__all__ = ["FixedOperatorStart", "GaussianStart", "RegressionStart", "VaryingOperatorStart", "fit_start"]
+__all__ = [
+    "FixedOperatorStart",
+    "GaussianStart",
+    "RegressionStart",
+    "VaryingOperatorStart",
+    "fit_start",
+]
 
 CHUNK = 256
 """Fields sent through the physics at once while a start is fitted."""
 
 
 class GaussianStart(FittedBuffers, ABC):
-    """``forward(y, params)``: the Gaussian approximation of ``p(xi | y)``, in whitened coordinates."""
+    """``forward(y, params)``: the Gaussian approximation of ``p(xi | y)``, in whitened
+    coordinates."""
 
     basis: Tensor
 
@@ -49,13 +57,15 @@ class GaussianStart(FittedBuffers, ABC):
         return self.basis.shape[1]
 
     @abstractmethod
-    def forward(self, y: Tensor, params: Mapping[str, Tensor]) -> ContractedNormal: ...
+    def forward(self, y: Tensor, params: Mapping[str, Tensor]) -> ContractedNormal:
+        """The Gaussian posterior of observations ``(n, *obs)``."""
 
 
 class FixedOperatorStart(GaussianStart):
     """Exact for one linear operator, Gaussian noise and a Gaussian prior, at any noise level.
 
     Args:
+        physics: linear physics.
         likelihood: gives the noise level of an observation.
     """
 
@@ -64,39 +74,50 @@ class FixedOperatorStart(GaussianStart):
     singular: Tensor
     offset: Tensor
 
-    def __init__(self, likelihood: Likelihood) -> None:
+    def __init__(self, physics: LinearPhysics, likelihood: Likelihood) -> None:
         super().__init__()
+        # Not registered: the physics is the problem's, neither trained nor stored here.
+        object.__setattr__(self, "_physics", physics)
         self._likelihood = likelihood
         for name in ("left", "basis", "singular", "offset"):
             self.register_buffer(name, torch.empty(0))
 
-    def fit(self, physics: Physics, whitening: Whitening, params: Mapping[str, Tensor]) -> None:
-        """Take the singular value decomposition of ``B``; ``params`` may hold noise levels only."""
+    def fit(self, whitening: Whitening, params: Mapping[str, Tensor]) -> None:
+        """Take the singular value decomposition of ``B``; ``params`` may hold noise levels
+        only."""
         identity = torch.eye(whitening.dim, device=whitening.mean.device)
         one = {name: value[:1] for name, value in params.items()}
-        columns = torch.cat([apply(physics, whitening.color(c), one) for c in identity.split(CHUNK)])
+        columns = torch.cat(
+            [apply(self._physics, whitening.color(c), one) for c in identity.split(CHUNK)]
+        )
         left, singular, right = torch.linalg.svd(columns.T.double(), full_matrices=False)
-        # A direction that moves no datum by a millionth of what the strongest moves it is uninformed.
+        # A direction that moves no datum by a millionth of what the strongest moves it is
+        # uninformed.
         informed = singular > 1e-6 * singular[0]
         self.left, self.basis = left[:, informed].float(), right[informed].T.contiguous().float()
         self.singular = singular[informed].float()
         mean = whitening.unwhiten(torch.zeros_like(whitening.mean))
-        self.offset = apply(physics, mean[None], one)[0]
+        self.offset = apply(self._physics, mean[None], one)[0]
 
     def forward(self, y: Tensor, params: Mapping[str, Tensor]) -> ContractedNormal:
-        noise = self._likelihood.noise_scale(**params).to(y).square().reshape(-1, 1)
+        """The Gaussian posterior of observations ``(n, *obs)``."""
+        noise = noise_variance(self._likelihood, params, y)
         total = noise + self.singular.square()
         coefficients = self.singular / total * ((y.flatten(1) - self.offset) @ self.left)
         return ContractedNormal(
-            coefficients @ self.basis.T, self.basis, (noise / total).sqrt().expand_as(coefficients), validate_args=False
+            coefficients @ self.basis.T,
+            self.basis,
+            (noise / total).sqrt().expand_as(coefficients),
+            validate_args=False,
         )
 
 
 class VaryingOperatorStart(GaussianStart):
-    """The same posterior where masks, kernels or noise levels per datum come with each observation.
+    """The same posterior where masks, kernels or noise levels per datum come with each
+    observation.
 
-    Exact for a linear-Gaussian problem when ``basis`` spans every direction that some operator informs;
-    otherwise the directions left out are treated as additional white noise.
+    Exact for a linear-Gaussian problem when ``basis`` spans every direction that some operator
+    informs; otherwise the directions left out are treated as additional white noise.
     """
 
     basis: Tensor
@@ -104,58 +125,62 @@ class VaryingOperatorStart(GaussianStart):
     mean_field: Tensor
     truncation: Tensor
 
-    def __init__(self, physics: Physics, likelihood: Likelihood) -> None:
+    def __init__(self, physics: LinearPhysics, likelihood: Likelihood) -> None:
         super().__init__()
-        # Not registered: the physics belongs to the problem and is neither trained nor stored here.
+        # Not registered: the physics belongs to the problem and is neither trained nor stored
+        # here.
         object.__setattr__(self, "_physics", physics)
         self._likelihood = likelihood
         for name in ("basis", "fields", "mean_field", "truncation"):
             self.register_buffer(name, torch.empty(0))
 
-    def fit(
-        self, whitening: Whitening, params: Mapping[str, Tensor], max_rank: int
-    ) -> None:
-        """Average the Hessian over the given draws of the parameters and keep its leading directions."""
+    def fit(self, whitening: Whitening, params: Mapping[str, Tensor], max_rank: int) -> None:
+        """Average the Hessian over the given draws of the parameters and keep its leading
+        directions."""
         dim, device = whitening.dim, whitening.mean.device
         identity = torch.eye(dim, device=device)
         hessian = torch.zeros(dim, dim, dtype=torch.float64, device=device)
         columns = whitening.color(identity)
-        num = len(next(iter(params.values())))
+        num = len(next(iter(params.values()))) if params else 1
         operators = []
         for i in range(num):
             one = {name: value[i : i + 1] for name, value in params.items()}
             b = torch.cat([apply(self._physics, c, one) for c in columns.split(CHUNK)]).double()
-            b = b / self._likelihood.noise_scale(**one).to(b).flatten()
+            b = b * noise_variance(self._likelihood, one, b).rsqrt()
             hessian += b @ b.T / num
             operators.append(b)
         values, vectors = torch.linalg.eigh(hessian)
         rank = min(max_rank, int((values > 1e-6 * values[-1]).sum()))
         basis = vectors[:, -rank:]
-        # Variance of an observed datum that the kept directions do not explain, in units of its noise.
+        # Variance of an observed datum that the kept directions do not explain, in units of its
+        # noise.
         left_out = [
-            (b.square().sum() - (basis.T @ b).square().sum()) / (b.abs().sum(0) > 0).sum().clamp_min(1)
+            (b.square().sum() - (basis.T @ b).square().sum())
+            / (b.abs().sum(0) > 0).sum().clamp_min(1)
             for b in operators
         ]
-        noise = self._likelihood.noise_scale(**params).to(hessian).square().mean()
+        noise = noise_variance(self._likelihood, params, hessian).mean()
         self.truncation = (noise * torch.stack(left_out).clamp_min(0).mean()).float()
         self.basis = basis.float().contiguous()
         self.fields = whitening.color(self.basis.T)
         self.mean_field = whitening.unwhiten(torch.zeros_like(whitening.mean))
 
     def forward(self, y: Tensor, params: Mapping[str, Tensor]) -> ContractedNormal:
+        """The Gaussian posterior of observations ``(n, *obs)``."""
         batch, rank = y.shape[0], self.basis.shape[1]
         stacked = torch.cat([self.mean_field[None], self.fields])
         repeated = {name: value.repeat_interleave(rank + 1, 0) for name, value in params.items()}
         data = apply(self._physics, stacked.repeat(batch, *[1] * (stacked.dim() - 1)), repeated)
         data = data.unflatten(0, (batch, rank + 1))
-        noise = self._likelihood.noise_scale(**params).to(y)
-        noise = (noise.flatten(1) if noise.numel() == y.numel() else noise.reshape(-1, 1)).square()
+        noise = noise_variance(self._likelihood, params, y)
         weight = (noise + self.truncation).rsqrt()
         residual = (y.flatten(1) - data[:, 0]) * weight
         g = (data[:, 1:] * weight.unsqueeze(1)).double()
         values, rotation = torch.linalg.eigh(g @ g.mT)
         scale = (1 + values.clamp_min(0)).rsqrt()
-        coefficients = (rotation.mT @ (g @ residual.double().unsqueeze(-1))).squeeze(-1) * scale.square()
+        coefficients = (rotation.mT @ (g @ residual.double().unsqueeze(-1))).squeeze(
+            -1
+        ) * scale.square()
         basis = self.basis @ rotation.to(self.basis)
         loc = (basis @ coefficients.to(basis).unsqueeze(-1)).squeeze(-1)
         return ContractedNormal(loc, basis, scale.to(basis), validate_args=False)
@@ -200,6 +225,7 @@ class RegressionStart(GaussianStart):
         self.gain = (((to_basis * filtered) @ right) / std).float()
 
     def forward(self, y: Tensor, params: Mapping[str, Tensor]) -> ContractedNormal:
+        """The Gaussian posterior of observations ``(n, *obs)``."""
         coefficients = (y.flatten(1) - self.center) @ self.gain.T
         return ContractedNormal(
             coefficients @ self.basis.T,
@@ -209,19 +235,29 @@ class RegressionStart(GaussianStart):
         )
 
 
+def noise_variance(likelihood: Likelihood, params: Mapping[str, Tensor], like: Tensor) -> Tensor:
+    """Variance of Gaussian noise, ``(n or 1, m or 1)``: per observation, per datum, or for all."""
+    sigma = likelihood.noise_scale(**params)
+    if sigma is None:
+        raise ValueError(f"'likelihood' must have Gaussian noise; got {likelihood!r}")
+    rows = sigma.shape[0] if "sigma" in params else 1
+    return sigma.to(like).reshape(rows, -1).square()
+
+
 def apply(physics: Physics, x: Tensor, params: Mapping[str, Tensor]) -> Tensor:
-    """Noise-free flat data ``(n, m)`` of fields ``(n, *event)``; one set of parameters serves all fields."""
+    """Noise-free flat data ``(n, m)`` of fields ``(n, *event)``; one set of parameters serves all
+    fields."""
     params = {
         name: value.expand(x.shape[0], *value.shape[1:]) if value.shape[0] == 1 else value
         for name, value in params.items()
     }
-    return physics.A(x, **params).flatten(1)
+    data: Tensor = physics.A(x, **params)
+    return data.flatten(1)
 
 
-def operator_params(problem: InverseProblem, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Those parameters that belong to the operator rather than to its noise model."""
-    noise = set(problem.physics.noise_model.state_dict()) if problem.physics is not None else set()
-    return {name: value for name, value in params.items() if name not in noise}
+def operator_params(physics: Physics, params: Mapping[str, Tensor]) -> set[str]:
+    """Names of the parameters that belong to the operator rather than to its noise model."""
+    return params.keys() - physics.noise_model.state_dict().keys()
 
 
 def build_start(problem: InverseProblem, params: Mapping[str, Tensor]) -> GaussianStart:
@@ -232,14 +268,14 @@ def build_start(problem: InverseProblem, params: Mapping[str, Tensor]) -> Gaussi
         params: a few draws of the parameters, each ``(n, ...)``.
     """
     physics, likelihood = problem.physics, problem.likelihood
-    if not isinstance(physics, LinearPhysics):
+    if not (isinstance(physics, LinearPhysics) and isinstance(likelihood, Likelihood)):
         return RegressionStart()
-    noise_scale = likelihood.noise_scale(**params)
-    if noise_scale is None:
+    if likelihood.noise_scale(**params) is None:
         return RegressionStart()
-    if operator_params(problem, params) or noise_scale.dim() > 1:
+    per_datum = noise_variance(likelihood, params, torch.empty(())).shape[1] > 1
+    if per_datum or operator_params(physics, params):
         return VaryingOperatorStart(physics, likelihood)
-    return FixedOperatorStart(likelihood)
+    return FixedOperatorStart(physics, likelihood)
 
 
 def fit_start(
@@ -259,9 +295,9 @@ def fit_start(
     x, y, params = simulations
     start = build_start(problem, params).to(x.device)
     if isinstance(start, FixedOperatorStart):
-        start.fit(problem.physics, whitening, params)
+        start.fit(whitening, params)
     elif isinstance(start, VaryingOperatorStart):
         start.fit(whitening, {name: value[:32] for name, value in params.items()}, max_rank)
-    else:
+    elif isinstance(start, RegressionStart):
         start.fit(whitening.whiten(x), y, max_rank)
     return start

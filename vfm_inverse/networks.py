@@ -1,34 +1,42 @@
 r"""Networks for two-time maps: a residual MLP for vectors, a compact U-Net for 1-D and 2-D fields.
 
-Both map ``(x (n, d), s (n,), t (n,), context)`` to ``(n, d)``, see the times through smooth Fourier features,
-end in a zero-initialised layer and have forward-mode derivatives (so no batch normalisation and no fused
-attention).
+Both map ``(x (n, d), s (n,), t (n,), context)`` to ``(n, d)``, see the times through smooth
+Fourier features, end in a zero-initialised layer and have forward-mode derivatives (so no batch
+normalisation and no fused attention).
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+Layer = TypeVar("Layer", bound=nn.Module)
 
 __all__ = ["MLP", "TimeFeatures", "UNet", "fresh_mlp"]
 
 
 class TimeFeatures(nn.Module):
-    """``(s, t)``, each ``(n,)``, to ``(n, 4 * frequencies + 2)``: sines and cosines of s and of t - s.
+    """``(s, t)``, each ``(n,)``, to ``(n, 4 * frequencies + 2)``: sines and cosines of s and of t
+    - s.
 
-    Frequencies stay low: the losses differentiate the network in time, and a high frequency there is noise.
+    Frequencies stay low: the losses differentiate the network in time, and a high frequency there
+        is noise.
     """
 
     frequencies: Tensor
 
     def __init__(self, num: int = 4) -> None:
         super().__init__()
-        self.register_buffer("frequencies", math.pi * 2.0 ** torch.arange(-1, num - 1), persistent=False)
+        self.register_buffer(
+            "frequencies", math.pi * 2.0 ** torch.arange(-1, num - 1), persistent=False
+        )
         self.size = 4 * num + 2
 
     def forward(self, s: Tensor, t: Tensor) -> Tensor:
+        """The network's output at ``x (n, d)`` and times ``s, t (n,)``."""
         times = torch.stack([s, t - s], -1)
         angles = (times.unsqueeze(-1) * self.frequencies).flatten(-2)
         return torch.cat([times, angles.sin(), angles.cos()], -1)
@@ -45,7 +53,7 @@ def fresh_mlp(sizes: list[int], zero_last: bool = False) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def zero(layer: nn.Module) -> nn.Module:
+def zero(layer: Layer) -> Layer:
     """Set a layer's weight and bias to zero."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
@@ -69,12 +77,15 @@ class MLP(nn.Module):
         self.modulate = nn.Linear(self.times.size, width)
         self.condition = nn.Linear(context_size, width, bias=False) if context_size else None
         self.blocks = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+            nn.Sequential(
+                nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width)
+            )
             for _ in range(depth)
         )
         self.leave = nn.Sequential(nn.SiLU(), zero(nn.Linear(width, dim)))
 
     def forward(self, x: Tensor, s: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
+        """The network's output at ``x (n, d)`` and times ``s, t (n,)``."""
         h = self.enter(x) + self.modulate(self.times(s, t))
         if self.condition is not None:
             h = h + self.condition(context)
@@ -96,7 +107,9 @@ class ResidualBlock(nn.Module):
         self.film = zero(nn.Linear(embedding, 2 * channels))
 
     def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
-        scale, shift = self.film(embedding).reshape(h.shape[0], -1, *[1] * (h.dim() - 2)).chunk(2, 1)
+        scale, shift = (
+            self.film(embedding).reshape(h.shape[0], -1, *[1] * (h.dim() - 2)).chunk(2, 1)
+        )
         # Group norm refuses forward-mode derivatives of channels-last input before torch 2.15.
         residual = self.first(nn.functional.silu(self.norms[0](h.contiguous())))
         residual = self.norms[1](residual.contiguous()) * (1 + scale) + shift
@@ -106,14 +119,19 @@ class ResidualBlock(nn.Module):
 class UNet(nn.Module):
     """Compact U-Net on fields ``(C, L)`` or ``(C, H, W)``, given and returned flat.
 
+    From 32 pixels a side it works on patches of 2 x 2 (``patch`` pixels a side): four times
+        cheaper, and wider for it.
+
     Args:
-        event_shape: shape of one field; each side must be divisible by ``2 ** levels``.
+        event_shape: shape of one field; each side must be divisible by ``patch * 2 ** levels``.
         context_channels: channels of the context, which has the field's spatial shape; 0 for none.
-        width: channels at full resolution, doubled once below it.
-        levels: number of halvings; ``None`` halves while the smaller side stays at 4 or more, at most 3 times.
+        width: channels at the first resolution, doubled once below it.
+        levels: number of halvings; ``None`` halves while the smaller side stays at 4 or more, at
+            most 3 times.
+        patch: pixels a side merged by the first layer; ``None`` chooses.
 
     Raises:
-        ValueError: a side is not divisible by ``2 ** levels``.
+        ValueError: a side is not divisible by ``patch * 2 ** levels``.
     """
 
     def __init__(
@@ -122,16 +140,24 @@ class UNet(nn.Module):
         context_channels: int = 0,
         width: int = 32,
         levels: int | None = None,
+        patch: int | None = None,
     ) -> None:
         super().__init__()
         channels, *sides = event_shape
+        if patch is None:
+            patch = 2 if all(n % 2 == 0 and n >= 32 for n in sides) else 1
         if levels is None:
             levels = 0
-            while levels < 3 and all(n % 2 ** (levels + 1) == 0 and n >= 2 ** (levels + 3) for n in sides):
+            while levels < 3 and all(
+                n % (patch * 2 ** (levels + 1)) == 0 and n >= patch * 2 ** (levels + 3)
+                for n in sides
+            ):
                 levels += 1
-        if any(n % 2**levels for n in sides):
+        factor = patch * 2**levels
+        if any(n % factor for n in sides):
             raise ValueError(
-                f"'event_shape' must have sides divisible by {2**levels} (levels={levels}); got {event_shape}"
+                f"'event_shape' must have sides divisible by {factor} (patch={patch}, "
+                f"levels={levels}); got {event_shape}"
             )
         self.event_shape = torch.Size(event_shape)
         dims = len(sides)
@@ -141,9 +167,14 @@ class UNet(nn.Module):
         embedding = 4 * width
         self.times = TimeFeatures()
         self.embed = fresh_mlp([self.times.size, embedding, embedding])
-        self.enter = conv(channels, width, 3, padding=1)
+        window: dict[str, Any] = (
+            {"kernel_size": 3, "padding": 1}
+            if patch == 1
+            else {"kernel_size": patch, "stride": patch}
+        )
+        self.enter = conv(channels, width, **window)
         self.condition = (
-            conv(context_channels, width, 3, padding=1, bias=False) if context_channels else None
+            conv(context_channels, width, bias=False, **window) if context_channels else None
         )
         self.down_blocks = nn.ModuleList(ResidualBlock(dims, w, embedding) for w in widths)
         self.down = nn.ModuleList(
@@ -155,10 +186,13 @@ class UNet(nn.Module):
         )
         self.up_blocks = nn.ModuleList(ResidualBlock(dims, w, embedding) for w in widths[:-1])
         self.leave = nn.Sequential(
-            nn.GroupNorm(min(8, width), width), nn.SiLU(), zero(conv(width, channels, 3, padding=1))
+            nn.GroupNorm(min(8, width), width),
+            nn.SiLU(),
+            zero((conv if patch == 1 else transpose)(width, channels, **window)),
         )
 
     def forward(self, x: Tensor, s: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
+        """The network's output at ``x (n, d)`` and times ``s, t (n,)``."""
         embedding = self.embed(self.times(s, t))
         h = self.enter(x.unflatten(-1, self.event_shape))
         if self.condition is not None:

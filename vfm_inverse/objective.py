@@ -1,17 +1,21 @@
 r"""The joint loss of a variational flow map, returned by name.
 
-With whitened data :math:`\xi`, its flow loss :math:`\mathcal L_\theta` (:mod:`vfm_inverse.flow_losses`) and the
-adapter :math:`q_\phi`, the loss is the sum of
+With whitened data :math:`\xi`, its flow loss :math:`\mathcal L_\theta`
+(:mod:`vfm_inverse.flow_losses`) and the adapter :math:`q_\phi`, the loss is the sum of
 
 * ``flow``: :math:`\frac{1}{2\tau^2} \mathcal L_\theta` on pairs of data and noise;
-* ``forward`` (latent neural posterior estimation): :math:`-\log q_\phi(z^* \mid y)` at the code of the simulated truth,
-  :math:`z^* = \bar f^{-1}(\xi)`; where the observation also conditions the map, the adapter approximates the posterior
-  of the data themselves and :math:`z^* = \xi`. Mass-covering, needs only a density;
+* ``forward`` (latent neural posterior estimation): :math:`-\log q_\phi(z^* \mid y)` at the code of
+  the simulated truth,
+  :math:`z^* = \bar f^{-1}(\xi)`; where the observation also conditions the map, the adapter
+  approximates the posterior of the data themselves and :math:`z^* = \xi`. Mass-covering, needs
+  only a density;
 * ``reverse`` (Variational Flow Maps, https://arxiv.org/abs/2603.07276, eq. 9):
   :math:`\mathbb E_q[-\log p(y \mid \bar f(z))] + \mathrm{KL}(q_\phi \Vert \mathcal N(0, I))`.
 
-A bar marks the exponential moving average of the networks: gradients of the adapter's terms reach the adapter only.
-Everything sums over dimensions and averages over the batch; mixing means and sums would re-weight the likelihood.
+A bar marks the exponential moving average of the networks: gradients of the adapter's terms reach
+    the adapter only.
+Everything sums over dimensions and averages over the batch; mixing means and sums would re-weight
+the likelihood.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ from vfm_inverse.adapter import Mixture, standard_normal, standardize
 from vfm_inverse.couplings import COUPLINGS, adapter_coupling
 from vfm_inverse.flow_losses import FLOW_LOSSES, diagonal, sample_times
 from vfm_inverse.gaussian import ContractedNormal
-from vfm_inverse.posterior import Condition, VariationalFlowMap
+from vfm_inverse.posterior import Condition, Networks, VariationalFlowMap
 
 __all__ = ["PRESETS", "Objective"]
 
@@ -35,7 +39,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "vfm": {"forward": 0.0, "reverse": 1.0, "coupling": "adapter", "adaptive": True},
 }
-"""Named settings of :class:`Objective`: ``"vfm"`` is the loss of the Variational Flow Maps paper."""
+"""Named settings of :class:`Objective`: ``"vfm"`` is the loss of the Variational Flow Maps
+paper."""
 
 
 class Objective(nn.Module):
@@ -43,11 +48,12 @@ class Objective(nn.Module):
 
     Args:
         vfm: the map to train.
-        flow_loss: ``"lagrangian"``, ``"eulerian"`` or ``"semigroup"``, added to the diagonal loss; ``"diagonal"`` for that
-            alone (plain flow matching, whose one-step map is not trained).
-        coupling: ``"independent"``, ``"minibatch-ot"`` or ``"adapter"`` (only with ``observation="adapter"``).
-        flow, forward, reverse: weights of the terms. ``forward=None`` is 1, or 0 for a contraction adapter
-            under a conditional map, whose Gaussian start then stays as it is.
+        flow_loss: ``"lagrangian"``, ``"eulerian"`` or ``"semigroup"``, added to the diagonal loss;
+            ``"diagonal"`` for that alone (plain flow matching, whose one-step map is not trained).
+        coupling: ``"independent"``, ``"minibatch-ot"`` or ``"adapter"`` (only with
+            ``observation="adapter"``).
+        flow, forward, reverse: weights of the terms. ``forward=None`` is 1, or 0 for a contraction
+            adapter under a conditional map, whose Gaussian start then stays as it is.
         alpha: share of the batch whose noise the adapter draws, with ``coupling="adapter"``.
         tau: scale of the flow loss against the others, ``1 / (2 tau^2)``.
         off_diagonal: share of the batch on which the off-diagonal loss is computed.
@@ -73,18 +79,23 @@ class Objective(nn.Module):
     ) -> None:
         super().__init__()
         if flow_loss not in (*FLOW_LOSSES, "diagonal"):
-            raise ValueError(f"'flow_loss' must be one of {[*FLOW_LOSSES, 'diagonal']}; got {flow_loss!r}")
+            raise ValueError(
+                f"'flow_loss' must be one of {[*FLOW_LOSSES, 'diagonal']}; got {flow_loss!r}"
+            )
         if coupling not in (*COUPLINGS, "adapter"):
-            raise ValueError(f"'coupling' must be one of {[*COUPLINGS, 'adapter']}; got {coupling!r}")
+            raise ValueError(
+                f"'coupling' must be one of {[*COUPLINGS, 'adapter']}; got {coupling!r}"
+            )
         joint = vfm.observation == "adapter"
         if not joint and (reverse or coupling == "adapter"):
             raise ValueError(
-                "'reverse' and coupling='adapter' need observation='adapter': a map conditioned on y has no prior of "
+                "'reverse' and coupling='adapter' need observation='adapter': a map conditioned "
+                "on y has no prior of "
                 f"its own; got observation={vfm.observation!r}"
             )
         if reverse and vfm.likelihood is None:
             raise ValueError("'reverse' needs a likelihood; this problem has a simulator only")
-        if reverse and isinstance(vfm.adapter.family, Mixture):
+        if reverse and vfm.adapter is not None and isinstance(vfm.adapter.family, Mixture):
             raise ValueError("'reverse' needs reparametrised draws; the mixture family has none")
         if forward is None:
             frozen = vfm.config.get("adapter") == "contraction" and not joint
@@ -92,20 +103,19 @@ class Objective(nn.Module):
         if vfm.adapter is None:
             forward = 0.0
         self.vfm = vfm
-        self.average = copy.deepcopy(vfm.networks).requires_grad_(False)
+        self.average: Networks = copy.deepcopy(vfm.networks).requires_grad_(False)
         self.flow_loss, self.coupling = flow_loss, coupling
         self.flow, self.forward_weight, self.reverse = flow / (2 * tau**2), forward, reverse
         self.alpha, self.off_diagonal, self.adaptive = alpha, off_diagonal, adaptive
 
     def forward(self, x: Tensor, y: Tensor, **params: Tensor) -> dict[str, Tensor]:
-        """All terms for simulations ``x (n, *event)``, ``y (n, *obs)``, each a scalar; ``"loss"`` is their sum."""
+        """All terms for simulations ``x (n, *event)``, ``y (n, *obs)``, each a scalar; ``"loss"``
+        is their sum."""
         vfm = self.vfm
         xi = vfm.whitening.whiten(x)
         condition = vfm.condition(y, params)
         terms: dict[str, Tensor] = {}
-        q = None
-        if vfm.adapter is not None:
-            q = vfm.latent(condition)
+        q = vfm.latent(condition)
         if self.forward_weight:
             code = self._encode(xi) if vfm.observation == "adapter" else xi
             terms["forward"] = -self.forward_weight * q.log_prob(code).mean()
@@ -118,15 +128,14 @@ class Objective(nn.Module):
             total = total / (total.detach().abs() + 0.01)
         return {"loss": total, **{name: value.detach() for name, value in terms.items()}}
 
-    def _flow(
-        self, xi: Tensor, q: TorchDistribution | None, condition: Condition
-    ) -> dict[str, Tensor]:
+    def _flow(self, xi: Tensor, q: TorchDistribution, condition: Condition) -> dict[str, Tensor]:
         flow_map, mode = self.vfm.flow_map, self.vfm.observation
         context = condition.features if mode != "adapter" else None
         target = condition.start if mode == "context" else None
         x1 = None
         if mode == "both":
-            # The frame is the averaged adapter's: it moves slowly, and is the one that will be used.
+            # The frame is the averaged adapter's: it moves slowly, and is the one that will be
+            # used.
             with torch.no_grad():
                 frame = self.vfm.latent(condition, self.average)
                 xi, noise = standardize(frame, xi), standardize(frame, frame.sample())
@@ -172,34 +181,41 @@ class Objective(nn.Module):
     def _reverse(
         self, q: TorchDistribution, condition: Condition, y: Tensor, params: dict[str, Tensor]
     ) -> dict[str, Tensor]:
+        likelihood = self.vfm.likelihood
+        assert likelihood is not None  # the constructor saw to it
         z = q.rsample()
         x = self.vfm.decode(z, condition, networks=self.average)
-        misfit = -self.vfm.likelihood(x, **params).log_prob(y)
+        misfit = -likelihood(x, **params).log_prob(y)
         divergence = q.log_prob(z) - standard_normal(z.shape[0], z).log_prob(z)
         return {"misfit": self.reverse * misfit.mean(), "kl": self.reverse * divergence.mean()}
 
     @torch.no_grad()
     def _encode(self, xi: Tensor) -> Tensor:
-        return self.average["flow_map"].encode(xi, self.vfm.steps)
+        return self.average.flow_map.encode(xi, self.vfm.steps)
 
     @torch.no_grad()
     def update_average(self, decay: float) -> None:
         """Move the averaged networks towards the current ones by ``1 - decay``."""
-        for mean, value in zip(self.average.parameters(), self.vfm.networks.parameters(), strict=True):
+        for mean, value in zip(
+            self.average.parameters(), self.vfm.networks.parameters(), strict=True
+        ):
             mean.lerp_(value, 1 - decay)
 
     @torch.no_grad()
     def health(self, x: Tensor, y: Tensor, **params: Tensor) -> dict[str, float]:
         """Figures to watch, of the averaged networks.
 
-        ``kl_per_dim``: KL(q || N(0, I)) over d, a draw's estimate; ``mean_sigma``: mean standard deviation of q;
-        ``dispersion``: mean squared error of the codes of the truths in standard deviations of q, 1 if calibrated;
+        ``kl_per_dim``: KL(q || N(0, I)) over d, a draw's estimate; ``mean_sigma``: mean standard
+            deviation of q;
+        ``dispersion``: mean squared error of the codes of the truths in standard deviations of q,
+            1 if calibrated;
         ``semigroup``: RMS of ``X(., 1, 0) - X(X(., 1, .5), .5, 0)``; ``round_trip``: RMS of
-        ``f(f^{-1}(xi)) - xi``, for an unconditional map (a conditional one is never asked to encode).
+        ``f(f^{-1}(xi)) - xi``, for an unconditional map (a conditional one is never asked to
+        encode).
         """
         vfm = self.vfm
         condition = vfm.condition(y, params)
-        flow_map, mode = self.average["flow_map"], vfm.observation
+        flow_map, mode = self.average.flow_map, vfm.observation
         context = condition.features if mode != "adapter" else None
         target = condition.start if mode == "context" else None
         xi = vfm.whitening.whiten(x)
@@ -219,5 +235,7 @@ class Objective(nn.Module):
         one, two = (flow_map.generate(z, k, context, target) for k in (1, 2))
         code = flow_map.encode(xi, 1, context, target)
         figures["semigroup"] = (one - two).square().mean().sqrt()
-        figures["round_trip"] = (flow_map.generate(code, 1, context, target) - xi).square().mean().sqrt()
+        figures["round_trip"] = (
+            (flow_map.generate(code, 1, context, target) - xi).square().mean().sqrt()
+        )
         return {name: float(value) for name, value in figures.items()}

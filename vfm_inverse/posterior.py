@@ -1,14 +1,18 @@
 r"""The front door: a trained map that answers an observation with a posterior distribution.
 
-A draw is :math:`x = m + S f(z)`, :math:`z \sim q(z \mid y)`, with the whitening :math:`(m, S)`, the flow map's
-generator :math:`f = X(\cdot, 1, 0)` and the adapter :math:`q`. The observation enters in one of three ways:
+A draw is :math:`x = m + S f(z)`, :math:`z \sim q(z \mid y)`, with the whitening :math:`(m, S)`,
+the flow map's generator :math:`f = X(\cdot, 1, 0)` and the adapter :math:`q`. The observation
+enters in one of three ways:
 
-``adapter``  through q alone (Variational Flow Maps, https://arxiv.org/abs/2603.07276): one map of the prior serves
-             every operator, and the noise-space posterior ``N(z; 0, I) p(y | f(z))`` is known without a Jacobian;
+``adapter``  through q alone (Variational Flow Maps, https://arxiv.org/abs/2603.07276): one map of
+    the prior serves
+             every operator, and the noise-space posterior ``N(z; 0, I) p(y | f(z))`` is known
+             without a Jacobian;
 ``context``  through the network of the map: q = N(0, I);
-``both``     q is the best Gaussian (or mixture) approximation of the posterior of the data themselves, and the map,
-             conditioned on y, carries it to the posterior. It works in coordinates in which q is N(0, I), so that
-             what it has to learn is exactly what is not Gaussian.
+``both``     q is the best Gaussian (or mixture) approximation of the posterior of the data
+themselves, and the map,
+             conditioned on y, carries it to the posterior. It works in coordinates in which q is
+             N(0, I), so that what it has to learn is exactly what is not Gaussian.
 """
 
 from __future__ import annotations
@@ -22,19 +26,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from vfm_inverse.adapter import NoiseAdapter, standard_normal, standardize, unstandardize
 from vfm_inverse.encoders import FieldFeatures, TrainedRange, VectorFeatures
 from vfm_inverse.flow_map import FlowMap
 from vfm_inverse.gaussian import ContractedNormal
 from vfm_inverse.gaussian_start import GaussianStart
-from vfm_inverse.likelihood import Likelihood
 from vfm_inverse.whitening import Whitening
 
 if TYPE_CHECKING:
     from vfm_inverse.problem import InverseProblem
 
-__all__ = ["Condition", "PushForward", "VariationalFlowMap"]
+__all__ = ["Condition", "Networks", "PushForward", "VariationalFlowMap"]
 
 OBSERVATION_MODES = ("adapter", "context", "both")
 CHUNK_NUMBERS = 2**18
@@ -48,6 +52,15 @@ class Condition(NamedTuple):
     start: ContractedNormal | None
 
 
+class Networks(nn.Module):
+    """What is trained: the flow map and, unless ``observation="context"``, the adapter."""
+
+    def __init__(self, flow_map: FlowMap, adapter: NoiseAdapter | None) -> None:
+        super().__init__()
+        self.flow_map = flow_map
+        self.adapter = adapter
+
+
 class PushForward(TorchDistribution):
     """The law of ``decode(z)``, ``z ~ latent``; draws cost one pass of the flow map each.
 
@@ -55,10 +68,11 @@ class PushForward(TorchDistribution):
         latent: ``q(z | y)``, batch shape ``(n,)``, event shape ``(d,)``.
         decode: ``(*sample, n, d) -> (*sample, n, *event)``.
         event_shape: shape of one field.
-        batched: whether the observations came with a batch dimension; without, draws have none either
-            (``latent`` keeps its batch of one).
+        batched: whether the observations came with a batch dimension; without, draws have none
+            either (``latent`` keeps its batch of one).
 
-    It has no ``log_prob``: the density of a push-forward needs the map's Jacobian determinant. ``latent.log_prob`` is
+    It has no ``log_prob``: the density of a push-forward needs the map's Jacobian determinant.
+        ``latent.log_prob`` is
     the density that importance weights in noise space need.
     """
 
@@ -76,10 +90,6 @@ class PushForward(TorchDistribution):
         self.latent, self._decode, self._batched = latent, decode, batched
         batch_shape = latent.batch_shape if batched else torch.Size()
         super().__init__(batch_shape, event_shape, validate_args=False)
-
-    @property
-    def has_enumerate_support(self) -> bool:
-        return False
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
         """Draws ``(*sample, *batch, *event)``, differentiable where the latent's are."""
@@ -99,10 +109,12 @@ class PushForward(TorchDistribution):
         return x if self._batched else x.squeeze(len(sample_shape))
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> PushForward:
+        """Itself: there is one posterior for each observation."""
         if not self._batched or torch.Size(batch_shape) == self.batch_shape:
             return self
         raise ValueError(
-            f"'batch_shape' must stay {tuple(self.batch_shape)}, one per observation; got {tuple(batch_shape)}"
+            f"'batch_shape' must stay {tuple(self.batch_shape)}, one per observation; got "
+            f"{tuple(batch_shape)}"
         )
 
 
@@ -112,8 +124,8 @@ class VariationalFlowMap(nn.Module):
     Args:
         flow_map: two-time map in whitened coordinates.
         adapter: ``q(z | y)``; ``None`` with ``observation="context"``.
-        likelihood: density of the observation, for the reverse objective and for corrections; ``None`` where the
-            problem has only a simulator.
+        likelihood: ``x, **params`` to the law of the observation, for the reverse objective and
+            for corrections; ``None`` where the problem has only a simulator.
         whitening: coordinates of the map.
         features: description of an observation for the networks.
         start: Gaussian approximation of the posterior, or ``None``.
@@ -128,7 +140,7 @@ class VariationalFlowMap(nn.Module):
         self,
         flow_map: FlowMap,
         adapter: NoiseAdapter | None,
-        likelihood: Likelihood | None = None,
+        likelihood: Callable[..., Distribution] | None = None,
         *,
         whitening: Whitening,
         features: VectorFeatures | FieldFeatures,
@@ -141,20 +153,23 @@ class VariationalFlowMap(nn.Module):
     ) -> None:
         super().__init__()
         if observation not in OBSERVATION_MODES:
-            raise ValueError(f"'observation' must be one of {OBSERVATION_MODES}; got {observation!r}")
+            raise ValueError(
+                f"'observation' must be one of {OBSERVATION_MODES}; got {observation!r}"
+            )
         if (adapter is None) != (observation == "context"):
             raise ValueError(
-                f"'adapter' must be None exactly when observation='context'; got observation={observation!r} "
+                "'adapter' must be None exactly when observation='context'; got "
+                f"observation={observation!r} "
                 f"and adapter {type(adapter).__name__}"
             )
-        self.networks = nn.ModuleDict({"flow_map": flow_map})
-        if adapter is not None:
-            self.networks["adapter"] = adapter
+        self.networks = Networks(flow_map, adapter)
         self.likelihood = likelihood
         self.whitening = whitening
         self.features = features
         self.start = start
-        self.range = TrainedRange(observation_shape.numel() + sum(s.numel() for s in param_shapes.values()))
+        self.range = TrainedRange(
+            observation_shape.numel() + sum(s.numel() for s in param_shapes.values())
+        )
         self.observation_shape = observation_shape
         self.param_shapes = dict(param_shapes)
         self.observation = observation
@@ -164,28 +179,34 @@ class VariationalFlowMap(nn.Module):
 
     @property
     def flow_map(self) -> FlowMap:
-        return self.networks["flow_map"]
+        """The two-time map."""
+        return self.networks.flow_map
 
     @property
     def adapter(self) -> NoiseAdapter | None:
-        return self.networks["adapter"] if "adapter" in self.networks else None
+        """The adapter; none where the observation enters by context alone."""
+        return self.networks.adapter
 
     @property
     def event_shape(self) -> torch.Size:
+        """Shape of one field."""
         return self.whitening.event_shape
 
     @classmethod
     def for_problem(cls, problem: InverseProblem, **options: Any) -> VariationalFlowMap:
-        """Networks, whitening and Gaussian start that suit a problem; see :func:`vfm_inverse.build.build`."""
+        """Networks, whitening and Gaussian start that suit a problem; see
+        :func:`vfm_inverse.build.build`."""
         from vfm_inverse.build import build
 
         return build(problem, **options)
 
     def forward(self, y: Tensor, **params: Tensor) -> PushForward:
-        """The posterior of x given ``y (*obs)`` or ``(n, *obs)`` and parameters with the same batch.
+        """The posterior of x given ``y (*obs)`` or ``(n, *obs)`` and parameters with the same
+        batch.
 
         Raises:
-            ValueError: wrong shape, dtype, device or parameter names, or a value that is not finite.
+            ValueError: wrong shape, dtype, device or parameter names, or a value that is not
+                finite.
 
         Warns:
             UserWarning: an observation lies outside the range of the training simulations.
@@ -193,8 +214,10 @@ class VariationalFlowMap(nn.Module):
         batched = y.dim() > len(self.observation_shape)
         if not batched:
             y = y.unsqueeze(0)
-            params = {name: value.unsqueeze(0) if value.shape == self.param_shapes.get(name) else value
-                      for name, value in params.items()}
+            params = {
+                name: value.unsqueeze(0) if value.shape == self.param_shapes.get(name) else value
+                for name, value in params.items()
+            }
         self._check(y, params)
         condition = self.condition(y, params)
         return PushForward(
@@ -204,25 +227,26 @@ class VariationalFlowMap(nn.Module):
     def condition(self, y: Tensor, params: Mapping[str, Tensor]) -> Condition:
         """Features and Gaussian start of observations ``(n, *obs)``; neither is trained."""
         with torch.no_grad():
-            start = self.start(y, params) if self.start is not None else None
+            start = None if self.start is None else self.start(y, params)
             return Condition(self.features(y, params, start), start)
 
-    def latent(self, condition: Condition, networks: nn.ModuleDict | None = None) -> TorchDistribution:
-        """``q(z | y)``, batch shape ``(n,)``; ``networks`` replaces this map's own (an average of them, say)."""
-        if self.observation == "context":
+    def latent(self, condition: Condition, networks: Networks | None = None) -> TorchDistribution:
+        """``q(z | y)``, batch shape ``(n,)``, of these networks or of others (an average, say)."""
+        adapter = (networks or self.networks).adapter
+        if adapter is None:
             return standard_normal(condition.features.shape[0], self.whitening.mean)
-        return (networks or self.networks)["adapter"](*condition)
+        return adapter(*condition)
 
     def decode(
         self,
         z: Tensor,
         condition: Condition,
         steps: int | None = None,
-        networks: nn.ModuleDict | None = None,
+        networks: Networks | None = None,
     ) -> Tensor:
         """Noise ``(*sample, n, d)`` to fields ``(*sample, n, *event)``."""
         networks = networks or self.networks
-        flow_map = networks["flow_map"]
+        flow_map = networks.flow_map
         steps = steps or self.steps
         if self.observation == "adapter":
             xi = flow_map.generate(z, steps)
@@ -235,7 +259,8 @@ class VariationalFlowMap(nn.Module):
         return self.whitening.unwhiten(xi)
 
     def save(self, path: str | Path) -> None:
-        """Write a checkpoint that :func:`vfm_inverse.load` reads back; see :mod:`vfm_inverse.checkpoint`."""
+        """Write a checkpoint that :func:`vfm_inverse.load` reads back; see
+        :mod:`vfm_inverse.checkpoint`."""
         from vfm_inverse.checkpoint import save
 
         save(self, path)
@@ -252,7 +277,8 @@ class VariationalFlowMap(nn.Module):
     def _check(self, y: Tensor, params: Mapping[str, Tensor]) -> None:
         if y.shape[1:] != self.observation_shape:
             raise ValueError(
-                f"'y' must have shape (*batch, {', '.join(map(str, self.observation_shape))}); got {tuple(y.shape)}"
+                f"'y' must have shape (*batch, {', '.join(map(str, self.observation_shape))}); "
+                f"got {tuple(y.shape)}"
             )
         if set(params) != set(self.param_shapes):
             raise ValueError(
@@ -262,21 +288,26 @@ class VariationalFlowMap(nn.Module):
         for name, value in {"y": y, **params}.items():
             if name != "y" and value.shape != (y.shape[0], *self.param_shapes[name]):
                 raise ValueError(
-                    f"'{name}' must have shape {(y.shape[0], *self.param_shapes[name])}; got {tuple(value.shape)}"
+                    f"'{name}' must have shape {(y.shape[0], *self.param_shapes[name])}; got "
+                    f"{tuple(value.shape)}"
                 )
             if value.dtype != reference.dtype or value.device != reference.device:
                 raise ValueError(
-                    f"'{name}' must be {reference.dtype} on {reference.device}; got {value.dtype} on {value.device}"
+                    f"'{name}' must be {reference.dtype} on {reference.device}; got "
+                    f"{value.dtype} on {value.device}"
                 )
             if not torch.isfinite(value).all():
                 raise ValueError(
-                    f"'{name}' must be finite; got {int((~torch.isfinite(value)).sum())} values that are not. "
+                    f"'{name}' must be finite; got {int((~torch.isfinite(value)).sum())} values "
+                    "that are not. "
                     "Missing data belong into labelled observations, where NaN means not observed"
                 )
         distance = self.range.distance(y, params)
         if (distance > 1).any():
             warnings.warn(
-                f"{int((distance > 1).sum())} of {len(distance)} observations lie outside the range of the training "
-                f"simulations, the farthest at {float(distance.max()):.2f} times the largest distance seen there",
+                f"{int((distance > 1).sum())} of {len(distance)} observations lie outside the "
+                "range of the training "
+                f"simulations, the farthest at {float(distance.max()):.2f} times the largest "
+                "distance seen there",
                 stacklevel=3,
             )

@@ -1,7 +1,8 @@
-"""Training: a plain loop that steps an optimiser on an :class:`~vfm_inverse.objective.Objective` and keeps records.
+"""Training: a plain loop that steps an optimiser on an :class:`~vfm_inverse.objective.Objective`
+and keeps records.
 
-Every step draws its simulations from a seed made of ``seed`` and the step's number, so a run that was
-killed goes on from its last checkpoint to the same weights, bit for bit, as one that was not.
+Every step draws its simulations from a seed made of ``seed`` and the step's number, so a run that
+was killed goes on from its last checkpoint to the same weights, bit for bit, as one that was not.
 """
 
 from __future__ import annotations
@@ -57,19 +58,22 @@ def fit(
     num_validation: int = 512,
     progress: bool = True,
 ) -> list[Row]:
-    """Train a map in place; afterwards it holds the averaged weights that did best on held-out simulations.
+    """Train a map in place; afterwards it holds the averaged weights that did best on held-out
+    simulations.
 
     Args:
         vfm: map to train.
         problem: where simulations come from, fresh at every step.
         steps, batch_size: length of the run and simulations a step.
         objective: a preset (``"default"``, ``"vfm"``) or the arguments of :class:`Objective`.
-        learning_rate: peak rate of AdamW, reached after a linear warm-up over the first 2 % and left along a cosine.
+        learning_rate: peak rate of AdamW, reached after a linear warm-up over the first 2 % and
+            left along a cosine.
         weight_decay: of AdamW.
         clip: largest gradient norm of the loss per dimension.
         average_decay: of the exponential moving average of the weights.
         seed: fixes the run.
-        device: ``"auto"`` takes a GPU where there is one. Map and problem are moved there and stay.
+        device: ``"auto"`` takes a GPU where there is one. Map and problem are moved there and
+            stay.
         checkpoint_dir: folder for ``model.safetensors``, ``training.safetensors`` and ``log.csv``.
         resume: continue from that folder if it holds an unfinished run of the same length.
         checkpoint_every, log_every: steps between checkpoints and between log rows.
@@ -98,7 +102,12 @@ def fit(
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-    settings = {"steps": steps, "batch_size": batch_size, "seed": seed, "learning_rate": learning_rate}
+    settings = {
+        "steps": steps,
+        "batch_size": batch_size,
+        "seed": seed,
+        "learning_rate": learning_rate,
+    }
     if resume and folder is not None and (folder / "training.safetensors").exists():
         run.restore(folder, settings)
     else:
@@ -137,7 +146,11 @@ class Run:
     """The state of a run: everything that a resumed one needs."""
 
     def __init__(
-        self, vfm: VariationalFlowMap, objective: Objective, learning_rate: float, weight_decay: float
+        self,
+        vfm: VariationalFlowMap,
+        objective: Objective,
+        learning_rate: float,
+        weight_decay: float,
     ) -> None:
         self.vfm, self.objective = vfm, objective.to(vfm.whitening.mean.device)
         self.optimizer = torch.optim.AdamW(
@@ -155,11 +168,14 @@ class Run:
         bad = [name for name, value in terms.items() if not torch.isfinite(value)]
         if bad:
             raise FloatingPointError(
-                f"loss term {' and '.join(repr(n) for n in bad if n != 'loss') or 'loss'} is not finite at step "
-                f"{self.step + 1}; the last checkpoint is kept. Try a smaller learning_rate or clip"
+                f"loss term {' and '.join(repr(n) for n in bad if n != 'loss') or 'loss'} is "
+                "not finite at step "
+                f"{self.step + 1}; the last checkpoint is kept. Try a smaller learning_rate or "
+                "clip"
             )
         self.optimizer.zero_grad()
-        # Per dimension, so that one clipping norm serves all sizes; Adam itself is indifferent to scale.
+        # Per dimension, so that one clipping norm serves all sizes; Adam itself is indifferent to
+        # scale.
         (terms["loss"] / self.vfm.whitening.dim).backward()
         nn.utils.clip_grad_norm_(self.vfm.networks.parameters(), clip)
         self.optimizer.step()
@@ -167,7 +183,8 @@ class Run:
 
     @torch.no_grad()
     def validate(self, problem: InverseProblem, num: int, seed: int) -> Tensor:
-        """Energy scores ``(num,)`` of the averaged networks on held-out simulations, with the same noise each time."""
+        """Energy scores ``(num,)`` of the averaged networks on held-out simulations, with the same
+        noise each time."""
         with seeded(seed + 1):
             x, y, params = problem.simulate(num, split="test")
             scores = []
@@ -182,8 +199,8 @@ class Run:
     def keep_better(self, scores: Tensor) -> None:
         """Keep the averaged weights unless they score worse than those kept so far.
 
-        The start is only given up for a better mean; later weights give way to longer training unless
-        that is worse by more than two standard errors of the paired difference.
+        The start is only given up for a better mean; later weights give way to longer training
+        unless that is worse by more than two standard errors of the paired difference.
         """
         difference = scores - self.scores
         noise = 2 * difference.std() / len(difference) ** 0.5 if self.kept_step else 0.0
@@ -196,7 +213,8 @@ class Run:
         self.vfm.networks.load_state_dict(self.kept.state_dict())
         if self.kept_step < self.step:
             log.warning(
-                "the weights of step %d were kept: later ones score worse on held-out simulations (energy score %.4g)",
+                "the weights of step %d were kept: later ones score worse on held-out "
+                "simulations (energy score %.4g)",
                 self.kept_step,
                 float(self.scores.mean()),
             )
@@ -224,9 +242,14 @@ class Run:
         path = folder / "training.safetensors"
         state, header = checkpoint.read(path, "training", device=self.vfm.whitening.mean.device)
         if header["settings"] != dict(settings):
-            changed = {k: (v, settings.get(k)) for k, v in header["settings"].items() if settings.get(k) != v}
+            changed = {
+                k: (v, settings.get(k))
+                for k, v in header["settings"].items()
+                if settings.get(k) != v
+            }
             raise ValueError(
-                f"'resume' needs the settings of the run in {folder}; these differ (there, here): {changed}"
+                f"'resume' needs the settings of the run in {folder}; these differ (there, "
+                f"here): {changed}"
             )
         for name, module in {
             "networks": self.vfm.networks,
@@ -250,7 +273,9 @@ def prefixed(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def selected(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The entries with that prefix, without it: the inverse of :func:`prefixed`."""
-    return {k.removeprefix(f"{prefix}."): v for k, v in state.items() if k.startswith(f"{prefix}.")}
+    return {
+        k.removeprefix(f"{prefix}."): v for k, v in state.items() if k.startswith(f"{prefix}.")
+    }
 
 
 def schedule(step: int, warmup: int, steps: int) -> float:
@@ -265,8 +290,10 @@ def warn_of_collapse(row: Mapping[str, float], steps: int) -> None:
     """Say early when the adapter is far surer than its errors allow."""
     if row["step"] > 0.1 * steps and row.get("dispersion", 1.0) > COLLAPSED:
         log.warning(
-            "the adapter is collapsing at step %d: the codes of held-in truths lie %.1f times farther from its mean (in "
-            "squared standard deviations) than they should. A richer family or the 'forward' term helps",
+            "the adapter is collapsing at step %d: the codes of held-in truths lie %.1f times "
+            "farther from its mean (in "
+            "squared standard deviations) than they should. A richer family or the 'forward' "
+            "term helps",
             row["step"],
             row["dispersion"],
         )
@@ -283,12 +310,15 @@ def resolve_device(device: str | torch.device) -> torch.device:
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"'device' must be 'auto' or a device of this machine; got {device!r}") from error
+        raise ValueError(
+            f"'device' must be 'auto' or a device of this machine; got {device!r}"
+        ) from error
 
 
 @contextmanager
 def csv_log(folder: Path | None, history: list[Row]) -> Iterator[Any]:
-    """A function that appends rows to ``log.csv``, which begins with the rows of the resumed run."""
+    """A function that appends rows to ``log.csv``, which begins with the rows of the resumed
+    run."""
     if folder is None:
         yield lambda row: None
         return

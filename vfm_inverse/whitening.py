@@ -4,10 +4,11 @@ A field :math:`x` with prior mean :math:`m` and covariance :math:`C = S S^\top` 
 
 .. math:: x = m + S \xi, \qquad \xi = S^{-1} (x - m),
 
-with the **symmetric** square root :math:`S = C^{1/2}`, so that entry :math:`i` of :math:`\xi` still
-belongs to place :math:`i` of the field and convolutional networks keep their meaning. White noise in
-:math:`\xi` is a random field with the prior's spectrum in :math:`x`; white noise in :math:`x` has no
-limit under grid refinement and drowns smooth fields.
+with the **symmetric** square root :math:`S = C^{1/2}`, so that entry :math:`i` of :math:`\xi`
+still belongs to place :math:`i` of the field and convolutional networks keep their meaning. White
+noise in
+:math:`\xi` is a random field with the prior's spectrum in :math:`x`; white noise in :math:`x` has
+no limit under grid refinement and drowns smooth fields.
 
 Fields have shape ``(*batch, *event)``; whitened coordinates are flat, ``(*batch, d)``.
 """
@@ -112,7 +113,8 @@ class DenseWhitening(Whitening):
     ) -> DenseWhitening:
         """From a mean ``(d,)`` and a covariance ``(d, d)``.
 
-        Eigenvalues below ``floor`` times the largest are raised to it: a direction in which the prior
+        Eigenvalues below ``floor`` times the largest are raised to it: a direction in which the
+            prior
         does not vary would otherwise be divided by zero.
         """
         self = cls(event_shape)
@@ -126,7 +128,8 @@ class DenseWhitening(Whitening):
 
     @classmethod
     def fit(cls, samples: Tensor) -> DenseWhitening:
-        """From prior samples ``(n, *event)``; the covariance is shrunk towards its diagonal by d / (n + d)."""
+        """From prior samples ``(n, *event)``; the covariance is shrunk towards its diagonal by d /
+        (n + d)."""
         flat = samples.flatten(1).double()
         n, d = flat.shape
         mean = flat.mean(0)
@@ -146,8 +149,8 @@ class DenseWhitening(Whitening):
 class SpectralWhitening(Whitening):
     """A diagonal covariance in the cosine basis, per channel: stationary fields of any size.
 
-    The orthonormal DCT-II has reflecting boundaries and so does not tie opposite edges together, as a
-    Fourier basis would.
+    The orthonormal DCT-II has reflecting boundaries and so does not tie opposite edges together,
+    as a Fourier basis would.
     """
 
     amplitude: Tensor
@@ -155,7 +158,8 @@ class SpectralWhitening(Whitening):
     def __init__(self, event_shape: tuple[int, ...]) -> None:
         if len(event_shape) < 2:
             raise ValueError(
-                f"'event_shape' must be (C, L) or (C, H, W) for a spectral whitening; got {event_shape}"
+                "'event_shape' must be (C, L) or (C, H, W) for a spectral whitening; got "
+                f"{event_shape}"
             )
         super().__init__(event_shape)
         self.register_buffer("amplitude", torch.ones(event_shape))
@@ -194,7 +198,8 @@ class SpectralWhitening(Whitening):
 
 
 class LowRankWhitening(Whitening):
-    """``S = U diag(scales) U^T + floor (I - U U^T)``: leading principal directions, isotropic rest."""
+    """``S = U diag(scales) U^T + floor (I - U U^T)``: leading principal directions, isotropic
+    rest."""
 
     basis: Tensor
     scales: Tensor
@@ -208,7 +213,8 @@ class LowRankWhitening(Whitening):
 
     @classmethod
     def fit(cls, samples: Tensor, rank: int = 256) -> LowRankWhitening:
-        """From prior samples ``(n, *event)`` by principal components; the rest of the variance is shared evenly."""
+        """From prior samples ``(n, *event)`` by principal components; the rest of the variance is
+        shared evenly."""
         self = cls(tuple(samples.shape[1:]))
         flat = samples.flatten(1)
         n, d = flat.shape
@@ -216,7 +222,11 @@ class LowRankWhitening(Whitening):
         mean = flat.mean(0)
         _, singular, right = torch.linalg.svd(flat - mean, full_matrices=False)
         variance = singular.square() / max(n - 1, 1)
-        self.mean, self.basis, self.scales = mean, right[:rank].T.contiguous(), variance[:rank].sqrt()
+        self.mean, self.basis, self.scales = (
+            mean,
+            right[:rank].T.contiguous(),
+            variance[:rank].sqrt(),
+        )
         rest = (variance.sum() - variance[:rank].sum()) / (d - rank)
         self.floor = rest.clamp_min(1e-10 * float(variance[0])).sqrt()
         return self
@@ -254,10 +264,10 @@ def fit_whitening(
 
     Args:
         samples: prior samples ``(n, *event)``.
-        kind: ``"dense"``, ``"spectral"``, ``"low-rank"``, ``"identity"``, or ``"auto"``: dense up to
-            ``DENSE_LIMIT`` dimensions, spectral for larger fields, low rank for larger vectors.
-        moments: the prior's own mean ``(d,)`` and covariance ``(d, d)`` where it states them; used by the
-            dense whitening instead of the samples.
+        kind: ``"dense"``, ``"spectral"``, ``"low-rank"``, ``"identity"``, or ``"auto"``: dense up
+            to ``DENSE_LIMIT`` dimensions, spectral for larger fields, low rank for larger vectors.
+        moments: the prior's own mean ``(d,)`` and covariance ``(d, d)`` where it states them; used
+            by the dense whitening instead of the samples.
 
     Raises:
         ValueError: unknown ``kind``.
@@ -269,7 +279,9 @@ def fit_whitening(
         else:
             kind = "spectral" if len(event_shape) > 1 else "low-rank"
     if kind not in WHITENINGS:
-        raise ValueError(f"'whitening' must be 'auto' or one of {sorted(WHITENINGS)}; got {kind!r}")
+        raise ValueError(
+            f"'whitening' must be 'auto' or one of {sorted(WHITENINGS)}; got {kind!r}"
+        )
     if kind == "identity":
         return IdentityWhitening(event_shape)
     if kind == "dense":

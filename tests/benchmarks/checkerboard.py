@@ -1,11 +1,15 @@
-"""The checkerboard of the Variational Flow Maps paper (arXiv 2603.07276) against its exact posterior.
+"""The checkerboard of the Variational Flow Maps paper (arXiv 2603.07276) against its exact
+posterior.
 
-Run with ``python -m tests.benchmarks.checkerboard``. Figures of ``draws`` draws for each of ``observations``:
+Run with ``python -m tests.benchmarks.checkerboard``. Figures of ``draws`` draws for each of
+``observations``:
 
-* ``nlpd``: ``-log (1/n) sum_i N(y'; x_1i, 0.1^2)`` of a fresh observation ``y'`` of the same truth;
+* ``nlpd``: ``-log (1/n) sum_i N(y'; x_1i, 0.1^2)`` of a fresh observation ``y'`` of the same
+  truth;
 * ``crps``: energy score of the draws against the truth;
 * ``support_accuracy``: share of draws on the board;
-* ``mmd``: root of the mean squared maximum mean discrepancy to exact draws, Gaussian kernel of width 1.
+* ``mmd``: root of the mean squared maximum mean discrepancy to exact draws, Gaussian kernel of
+  width 1.
 """
 
 from __future__ import annotations
@@ -27,14 +31,18 @@ from vfm_inverse.problems.checkerboard import on_board
 SIGMA = 0.1
 
 
-def figures_of(sample: Callable[[Tensor], Tensor], observations: int, draws: int) -> dict[str, float]:
+def figures_of(
+    sample: Callable[[Tensor], Tensor], observations: int, draws: int
+) -> dict[str, float]:
     problem = problems.load("checkerboard")
     x, y, _ = problem.simulate(observations, split="test", seed=11)
     torch.manual_seed(12)
     fresh = x[:, 0] + SIGMA * torch.randn(observations)
     ours = sample(y)
     exact = problem.reference_posterior(y).sample((draws,))
-    density = -0.5 * ((fresh - ours[..., 0]) / SIGMA).square() - math.log(SIGMA * math.sqrt(2 * math.pi))
+    density = -0.5 * ((fresh - ours[..., 0]) / SIGMA).square() - math.log(
+        SIGMA * math.sqrt(2 * math.pi)
+    )
     nlpd = -(torch.logsumexp(density, 0) - math.log(draws)).mean()
     return {
         "nlpd": float(nlpd),
@@ -45,7 +53,8 @@ def figures_of(sample: Callable[[Tensor], Tensor], observations: int, draws: int
 
 
 def squared_mmd(a: Tensor, b: Tensor) -> Tensor:
-    """Unbiased squared MMD of draws ``(n, batch, d)`` for each of the batch, kernel ``exp(-r^2 / 2)``."""
+    """Unbiased squared MMD of draws ``(n, batch, d)`` for each of the batch, kernel
+    ``exp(-r^2 / 2)``."""
     a, b = a.transpose(0, 1), b.transpose(0, 1)
     n = a.shape[1]
 
@@ -58,7 +67,9 @@ def squared_mmd(a: Tensor, b: Tensor) -> Tensor:
 def main(args: argparse.Namespace) -> dict[str, Any]:
     problem = problems.load("checkerboard")
     exact = figures_of(
-        lambda y: problem.reference_posterior(y).sample((args.draws,)), args.observations, args.draws
+        lambda y: problem.reference_posterior(y).sample((args.draws,)),
+        args.observations,
+        args.draws,
     )
     figures: dict[str, Any] = {"exact": exact, "training_steps": args.steps}
     for observation in args.observation:
@@ -78,7 +89,9 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         for steps in (1, 2, 4):
             vfm.steps = steps
             result[f"{steps}_step"] = figures_of(
-                lambda y: vfm(y).sample((args.draws,)), args.observations, args.draws  # noqa: B023
+                lambda y, vfm=vfm: vfm(y).sample((args.draws,)),
+                args.observations,
+                args.draws,
             )
         figures[observation] = result
     return figures

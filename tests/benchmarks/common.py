@@ -1,4 +1,5 @@
-"""What the benchmarks share: error measures against an exact posterior, and a JSON report on standard output."""
+"""What the benchmarks share: error measures against an exact posterior, and a JSON report on
+standard output."""
 
 from __future__ import annotations
 
@@ -59,11 +60,15 @@ def gaussian_errors(
         batch: observations at a time.
 
     Returns:
-        ``covariance_error``: root mean square over observations of the relative Frobenius error, free of the draws' own
-        sampling noise (the product of the errors of two halves of the draws is an unbiased square);
-        ``covariance_error_plain``: its mean with that noise; ``covariance_error_average``: of the covariance averaged
-        over observations; ``mean_error``: RMS in posterior standard deviations; ``variance_ratio``: least and greatest over the
-        field, variances averaged over observations.
+        ``covariance_error``: root mean square over observations of the relative Frobenius error,
+            free of the draws' own
+        sampling noise (the product of the errors of two halves of the draws is an unbiased
+        square);
+        ``covariance_error_plain``: its mean with that noise; ``covariance_error_average``: of the
+            covariance averaged
+        over observations; ``mean_error``: RMS in posterior standard deviations;
+        ``variance_ratio``: least and greatest over the field, variances averaged over
+            observations.
     """
     norm, std = covariance.norm(), covariance.diagonal().sqrt()
     square, plain, total, mean_square = 0.0, 0.0, torch.zeros_like(covariance), 0.0
@@ -73,7 +78,9 @@ def gaussian_errors(
         center = draws.mean(0)
         mean_square += float(((center - mean[rows]) / std).square().mean(1).sum())
         deviation = (draws - center).transpose(0, 1)
-        first, second = (part.mT @ part / (half - 1) for part in (deviation[:, :half], deviation[:, half:]))
+        first, second = (
+            part.mT @ part / (half - 1) for part in (deviation[:, :half], deviation[:, half:])
+        )
         square += float(((first - covariance) * (second - covariance)).sum())
         both = (first + second) / 2
         plain += float((both - covariance).flatten(1).norm(dim=1).sum())
@@ -88,8 +95,11 @@ def gaussian_errors(
     }
 
 
-def sbc(posterior: Any, problem: Any, simulations: int = 2000, draws: int = 100, seed: int = 7) -> dict[str, float]:
-    """SBC chi2/dof over the elements of the field (bins as :func:`calibrate` makes them) and 90 % coverage."""
+def sbc(
+    posterior: Any, problem: Any, simulations: int = 2000, draws: int = 100, seed: int = 7
+) -> dict[str, float]:
+    """SBC chi2/dof over the elements of the field (bins as :func:`calibrate` makes them) and 90 %
+    coverage."""
     report = calibration.calibrate(posterior, problem, simulations, draws, seed=seed)
     chi2 = report.chi2_per_dof_map.values
     return {

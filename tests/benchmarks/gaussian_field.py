@@ -1,4 +1,5 @@
-"""Matern fields seen at stations, against kriging: untrained and trained, at one noise level and at many.
+"""Matern fields seen at stations, against kriging: untrained and trained, at one noise level and
+at many.
 
 Run with ``python -m tests.benchmarks.gaussian_field``.
 """
@@ -22,8 +23,11 @@ SIZES = {16: 24, 32: 64}
 SIGMAS = (0.05, 0.2, 0.5)
 
 
-def figures_of(vfm: vi.VariationalFlowMap, problem: InverseProblem, args: argparse.Namespace) -> dict[str, Any]:
-    """Errors for every noise level asked for, each on fresh observations, and SBC over all pixels."""
+def figures_of(
+    vfm: vi.VariationalFlowMap, problem: InverseProblem, args: argparse.Namespace
+) -> dict[str, Any]:
+    """Errors for every noise level asked for, each on fresh observations, and SBC over all
+    pixels."""
     result: dict[str, Any] = {}
     for sigma in SIGMAS if problem.param_shapes else (0.2,):
         x = problem.sample_prior(args.observations, split="test", seed=3)
@@ -46,7 +50,9 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     figures: dict[str, Any] = {"training_steps": args.steps}
     for size in args.sizes:
         for sigma in (0.2, [0.05, 0.5]):
-            problem = problems.load("gaussian-field", size=size, num_points=SIZES[size], sigma=sigma)
+            problem = problems.load(
+                "gaussian-field", size=size, num_points=SIZES[size], sigma=sigma
+            )
             start = time.perf_counter()
             vfm = vi.VariationalFlowMap.for_problem(problem)
             result: dict[str, Any] = {"build_seconds": time.perf_counter() - start}

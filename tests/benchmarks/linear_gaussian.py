@@ -1,4 +1,5 @@
-"""Linear-Gaussian posteriors against the exact ones, with and without the Gaussian start, and the paper's preset.
+"""Linear-Gaussian posteriors against the exact ones, with and without the Gaussian start, and the
+paper's preset.
 
 Run with ``python -m tests.benchmarks.linear_gaussian [--dim 4 --obs-dim 2]``.
 """
@@ -24,7 +25,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    figures: dict[str, Any] = {"dim": args.dim, "obs_dim": args.obs_dim, "training_steps": args.steps}
+    figures: dict[str, Any] = {
+        "dim": args.dim,
+        "obs_dim": args.obs_dim,
+        "training_steps": args.steps,
+    }
     for name in args.settings:
         for seed in range(args.seeds):
             problem = problems.load(
@@ -48,7 +53,10 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             for steps in args.map_steps:
                 vfm.steps = steps
                 errors = gaussian_errors(
-                    lambda y: vfm(y).sample((2000,)), y, exact.mean, exact.covariance_matrix[0]  # noqa: B023
+                    lambda y, vfm=vfm: vfm(y).sample((2000,)),
+                    y,
+                    exact.mean,
+                    exact.covariance_matrix[0],
                 )
                 result[f"{steps}_step"] = {**errors, "sbc": sbc(vfm, problem)}
             figures.setdefault(name, []).append(result)

@@ -22,10 +22,24 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     for observation in args.observation:
         begin = time.perf_counter()
         vfm = vi.VariationalFlowMap.for_problem(
-            problem, observation=observation, adapter=args.adapter, network=args.network, width=args.width
+            problem,
+            observation=observation,
+            adapter=None if observation == "context" else args.adapter,
+            network=args.network,
+            width=args.width,
         )
-        log = vi.fit(vfm, problem, steps=args.steps, batch_size=args.batch_size, learning_rate=args.learning_rate, progress=False)
-        result: dict[str, Any] = {"training_seconds": time.perf_counter() - begin, "last_log_row": log[-1]}
+        log = vi.fit(
+            vfm,
+            problem,
+            steps=args.steps,
+            batch_size=args.batch_size,
+            learning_rate=args.learning_rate,
+            progress=False,
+        )
+        result: dict[str, Any] = {
+            "training_seconds": time.perf_counter() - begin,
+            "last_log_row": log[-1],
+        }
         for steps in args.map_steps:
             vfm.steps = steps
             result[f"{steps}_step"] = sbc(vfm, problem)

@@ -19,7 +19,9 @@ from vfm_inverse.problem import InverseProblem
 from vfm_inverse.problems.photo_deblur import gaussian_prior_posterior
 
 
-def figures_of(posterior: Any, problem: InverseProblem, observations: int, draws: int) -> dict[str, float]:
+def figures_of(
+    posterior: Any, problem: InverseProblem, observations: int, draws: int
+) -> dict[str, float]:
     """Energy score, CRPS and 90 % coverage over pixels, on patches of the test photographs."""
     x, y, params = problem.simulate(observations, split="test", seed=21)
     energy, crps, covered = [], [], []
@@ -40,9 +42,16 @@ def figures_of(posterior: Any, problem: InverseProblem, observations: int, draws
 def main(args: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(args.threads)
     problem = problems.load("photo-deblur", size=args.size)
-    figures: dict[str, Any] = {"size": args.size, "training_steps": args.steps, "draws": args.draws}
+    figures: dict[str, Any] = {
+        "size": args.size,
+        "training_steps": args.steps,
+        "draws": args.draws,
+    }
     baseline = figures_of(
-        lambda y, **p: gaussian_prior_posterior(problem, y, **p), problem, args.observations, args.draws
+        lambda y, **p: gaussian_prior_posterior(problem, y, **p),
+        problem,
+        args.observations,
+        args.draws,
     )
     figures["gaussian_prior"] = baseline
     begin = time.perf_counter()

@@ -1,6 +1,8 @@
-"""Two unknowns, one datum at 36 degrees, sigma 0.1: the direction that the data leave free must stay free.
+"""Two unknowns, one datum at 36 degrees, sigma 0.1: the direction that the data leave free must
+stay free.
 
-Run with ``python -m tests.benchmarks.rotated_gaussian``. The paper's preset stands beside the default.
+Run with ``python -m tests.benchmarks.rotated_gaussian``. The paper's preset stands beside the
+default.
 """
 
 from __future__ import annotations
@@ -19,7 +21,10 @@ from vfm_inverse import problems
 SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     "default": ({}, "default"),
     "start_off": ({"gaussian_start": False}, "default"),
-    "paper_preset": ({"gaussian_start": False, "observation": "adapter", "adapter": "diagonal"}, "vfm"),
+    "paper_preset": (
+        {"gaussian_start": False, "observation": "adapter", "adapter": "diagonal"},
+        "vfm",
+    ),
 }
 
 
@@ -35,7 +40,13 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         start = time.perf_counter()
         vfm = vi.VariationalFlowMap.for_problem(problem, **options)
         vi.fit(
-            vfm, problem, steps=args.steps, batch_size=256, learning_rate=2e-3, objective=objective, progress=False
+            vfm,
+            problem,
+            steps=args.steps,
+            batch_size=256,
+            learning_rate=2e-3,
+            objective=objective,
+            progress=False,
         )
         draws = vfm(y).sample((2000,)) @ directions.T
         measured, null = draws.var(0).mean(0).sqrt().tolist()

@@ -1,4 +1,5 @@
-"""What drawing costs over the bare network evaluations in it; best of alternating repetitions in one process.
+"""What drawing costs over the bare network evaluations in it; best of alternating repetitions in
+one process.
 
 Run with ``python -m tests.benchmarks.sampling_overhead``.
 """
@@ -17,8 +18,11 @@ from tests.benchmarks.common import run
 from vfm_inverse import problems
 from vfm_inverse.posterior import CHUNK_NUMBERS
 
-CASES = {"linear-gaussian, dim 32": ("linear-gaussian", {"dim": 32, "obs_dim": 16}, 4000),
-         "gaussian-field 32x32": ("gaussian-field", {"size": 32, "num_points": 64}, 64)}  # fmt: skip
+CASES: dict[str, tuple[str, dict[str, int], int]] = {
+    "linear-gaussian, dim 32": ("linear-gaussian", {"dim": 32, "obs_dim": 16}, 4000),
+    "gaussian-field 32x32": ("gaussian-field", {"size": 32, "num_points": 64}, 64),
+}
+"""Problem, its arguments, draws for each of 8 observations."""
 
 
 def seconds(function: Callable[[], Any]) -> float:
@@ -32,7 +36,9 @@ def main() -> dict[str, Any]:
     for name, (problem_name, kwargs, num) in CASES.items():
         problem = problems.load(problem_name, **kwargs)
         for observation in ("adapter", "context", "both"):
-            vfm = vi.VariationalFlowMap.for_problem(problem, observation=observation, num_simulations=4000)
+            vfm = vi.VariationalFlowMap.for_problem(
+                problem, observation=observation, num_simulations=4000
+            )
             _, y, params = problem.simulate(8, seed=0)
             posterior = vfm(y, **params)
             z = posterior.latent.sample((num,))

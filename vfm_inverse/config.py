@@ -1,0 +1,121 @@
+"""Settings of a training run: a TOML file, checked key by key before anything expensive starts.
+
+.. code-block:: toml
+
+   [problem]
+   name = "photo-deblur"     # one of `vfm-inverse problems`
+   size = 32                 # every other key is an argument of that problem
+
+   [model]                   # arguments of VariationalFlowMap.for_problem
+   observation = "both"
+
+   [fit]                     # arguments of fit
+   steps = 4000
+   batch_size = 64
+
+   [calibration]             # arguments of calibration.calibrate
+   num_simulations = 500
+
+Only ``[problem]`` with its ``name`` is required. A section or a key that nothing would read is
+refused, so that a misspelt setting cannot pass for a default.
+"""
+
+from __future__ import annotations
+
+import inspect
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+__all__ = ["RunConfig", "check_keys", "read_config"]
+
+SECTIONS = ("problem", "model", "fit", "calibration")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Settings by the function they are handed to.
+
+    Args:
+        problem: name of the problem.
+        problem_kwargs: arguments of ``problems.load``.
+        model: arguments of ``VariationalFlowMap.for_problem``.
+        fit: arguments of ``fit``.
+        calibration: arguments of ``calibration.calibrate``.
+    """
+
+    problem: str
+    problem_kwargs: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    fit: dict[str, Any] = field(default_factory=dict)
+    calibration: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_tables(cls, tables: Mapping[str, Any]) -> RunConfig:
+        """Settings from the nested tables of a TOML file.
+
+        Raises:
+            ValueError: an unknown section, a section that is no table, or a problem without name.
+        """
+        _refuse_unknown("section", tables, SECTIONS)
+        for section in SECTIONS:
+            if not isinstance(tables.get(section, {}), Mapping):
+                raise ValueError(f"'{section}' must be a table; got {tables[section]!r}")
+        kwargs = dict(tables.get("problem", {}))
+        name = kwargs.pop("name", None)
+        if not isinstance(name, str):
+            raise ValueError(f"[problem] must have a 'name', a string; got {name!r}")
+        rest = {section: dict(tables.get(section, {})) for section in SECTIONS[1:]}
+        return cls(name, kwargs, **rest)
+
+
+def read_config(path: str | Path) -> RunConfig:
+    """Read settings from a TOML file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not TOML, or not the format above.
+    """
+    path = Path(path)
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        return RunConfig.from_tables(tables)
+    except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
+        raise ValueError(f"'{path}' is not a settings file: {error}") from error
+
+
+def check_keys(
+    section: str,
+    given: Mapping[str, Any],
+    function: Callable[..., Any],
+    *,
+    reserved: Iterable[str] = (),
+) -> None:
+    """Refuse settings that ``function`` has no argument for.
+
+    Args:
+        section: where the settings stand, for the message.
+        given: the settings.
+        function: what they will be handed to.
+        reserved: arguments that are not the user's to set here.
+
+    Raises:
+        ValueError: a key is unknown; the message suggests the nearest one.
+    """
+    taken = {"self", "cls", *reserved}
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = inspect.signature(function).parameters.values()
+    accepted = [p.name for p in parameters if p.kind in named and p.name not in taken]
+    _refuse_unknown(f"key in [{section}]", given, accepted)
+
+
+def _refuse_unknown(what: str, given: Iterable[str], known: Iterable[str]) -> None:
+    known = list(known)
+    for key in given:
+        if key not in known:
+            near = get_close_matches(key, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+            raise ValueError(f"unknown {what}: {key!r}; {hint}")

@@ -1,0 +1,262 @@
+"""Figures of calibration reports and training runs.
+
+Every function returns a ``matplotlib.figure.Figure`` and leaves pyplot, its state and its backend
+alone. Blue is within bounds, vermilion is not.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+from scipy import stats
+
+from vfm_inverse.canvas import (
+    ACCENTS,
+    BLACK,
+    BLUE,
+    GREY,
+    PALE,
+    VERMILION,
+    axis_label,
+    coordinate,
+    image,
+    new_figure,
+    plane,
+    styled,
+    units_of,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "calibration_maps",
+    "coverage_curve",
+    "rank_ecdf",
+    "rank_histogram",
+    "training_history",
+]
+
+
+@styled
+def rank_ecdf(report: xr.Dataset) -> Figure:
+    """ECDF of the ranks minus the uniform one, for every quantity, with the simultaneous band.
+
+    A curve that leaves the band anywhere fails the verdict. A hill means draws that sit too high,
+    a valley too low; first up, then down means draws too narrow, the reverse too wide.
+
+    Args:
+        report: From ``calibration.calibrate`` or ``from_draws``.
+    """
+    figure, (axes,) = new_figure((6.4, 3.6))
+    position = np.concatenate([[0.0], report.position, [1.0]])
+    lower, upper = (np.pad(report[f"ecdf_{side}"], 1) for side in ("lower", "upper"))
+    axes.fill_between(position, lower, upper, color=PALE, lw=0, label="band of the verdict")
+    axes.axhline(0, color=GREY, lw=0.8)
+    failing = _failing(report)
+    for name in report.quantity.values:
+        if name not in failing[: len(ACCENTS)]:
+            curve = np.pad(report.ecdf_difference.sel(quantity=name), 1)
+            axes.plot(position, curve, color=GREY if name in failing else BLUE, lw=0.8, alpha=0.8)
+    for name, color in zip(failing, ACCENTS, strict=False):
+        curve = np.pad(report.ecdf_difference.sel(quantity=name), 1)
+        axes.plot(position, curve, color=color, lw=1.6, label=name)
+    passing = report.sizes["quantity"] - len(failing)
+    if passing:
+        axes.plot([], [], color=BLUE, lw=0.8, label=f"inside the band ({passing})")
+    if len(failing) > len(ACCENTS):
+        axes.plot([], [], color=GREY, lw=0.8, label=f"{len(failing) - len(ACCENTS)} more outside")
+    axes.set(xlim=(0, 1), xlabel="fractional rank of the truth", ylabel="ECDF minus uniform")
+    axes.set_title(f"{len(failing)} of {report.sizes['quantity']} quantities leave the band")
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+@styled
+def rank_histogram(report: xr.Dataset, max_panels: int = 12) -> Figure:
+    """Histograms of the ranks, relative to uniform; the quantities that fit worst come first.
+
+    Args:
+        report: From ``calibration.calibrate`` or ``from_draws``.
+        max_panels: Largest number of quantities shown.
+    """
+    worst = np.lexsort((-report.chi2_per_dof.values, report.p_adjusted.values))[:max_panels]
+    columns = _columns(len(worst))
+    rows = -(-len(worst) // columns)
+    figure, axes = new_figure((1.9 * columns + 0.6, 1.4 * rows + 0.6), rows, columns)
+    num, bins = report.attrs["num_simulations"], report.sizes["bin"]
+    ranks = np.arange(report.attrs["num_draws"] + 1)
+    share = np.bincount(ranks * bins // len(ranks)) / len(ranks)
+    band = stats.binom.ppf([[0.005], [0.995]], num, share) / (num * share)
+    edges = np.concatenate([[0.0], share.cumsum()])
+    failing = _failing(report)
+    for panel, index in zip(axes, worst, strict=False):
+        one = report.isel(quantity=index)
+        name = one.quantity.item()
+        color = VERMILION if name in failing else BLUE
+        low, high = np.pad(band, ((0, 0), (0, 1)), "edge")
+        panel.fill_between(edges, low, high, step="post", color=PALE, lw=0)
+        panel.axhline(1, color=GREY, lw=0.8)
+        height = one.histogram / (num * share)
+        panel.stairs(height, edges, fill=True, color=color, alpha=0.2)
+        panel.stairs(height, edges, color=color, lw=1.1)
+        panel.set_title(name, fontsize=8, color=color)
+        panel.set(xlim=(0, 1), ylim=(0, None), xticks=[0, 0.5, 1])
+    for panel in axes[len(worst) :]:
+        panel.remove()
+    figure.supxlabel("fractional rank of the truth", fontsize=9)
+    figure.supylabel("frequency / uniform", fontsize=9)
+    return figure
+
+
+@styled
+def coverage_curve(report: xr.Dataset) -> Figure:
+    """How often central intervals hold the truth, against how often they say so.
+
+    Below the diagonal the draws are too narrow or misplaced, above it too wide.
+
+    Args:
+        report: From ``calibration.calibrate`` or ``from_draws``.
+    """
+    figure, (curve, zoom) = new_figure((7.8, 3.2), 1, 2)
+    level = report.level.values
+    noise = 1.96 * np.sqrt(level * (1 - level) / report.attrs["num_simulations"])
+    failing = _failing(report)
+    everywhere = report.coverage_map.mean([d for d in report.coverage_map.dims if d != "level"])
+    for axes, base in ((curve, 0.0), (zoom, level)):
+        stated = level - base
+        axes.fill_between(
+            level, stated - noise, stated + noise, color=PALE, lw=0, label="95 % noise"
+        )
+        axes.plot(level, stated, color=GREY, lw=0.8)
+        for name in report.quantity.values:
+            if name not in failing:
+                share = report["coverage"].sel(quantity=name)
+                axes.plot(level, share - base, color=BLUE, lw=0.8, alpha=0.6)
+        if len(failing) < report.sizes["quantity"]:
+            axes.plot([], [], color=BLUE, lw=0.8, label="quantities that pass")
+        for name, color in zip(failing, ACCENTS, strict=False):
+            share = report["coverage"].sel(quantity=name)
+            axes.plot(level, share - base, color=color, lw=1.4, label=name)
+        axes.plot(
+            level, everywhere - base, color=BLACK, lw=1.6, ls=(0, (4, 2)), label="field, mean"
+        )
+        axes.set(xlim=(0, 1), xlabel="stated probability")
+    curve.set(ylim=(0, 1), aspect="equal", ylabel="share of truths inside")
+    zoom.set_ylabel("share minus stated")
+    zoom.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+@styled
+def calibration_maps(report: xr.Dataset, level: float = 0.9) -> Figure:
+    """Where in the field: coverage, spread over error, rank misfit, CRPS.
+
+    Args:
+        report: From ``calibration.calibrate`` or ``from_draws``, of a field with at most two
+            dimensions (more: the first are fixed at their first index).
+        level: One of the report's levels.
+    """
+    num = report.attrs["num_simulations"]
+    noise = 3 * np.sqrt(level * (1 - level) / num)
+    spread = 3 / np.sqrt(2 * num)
+    coverage = report.coverage_map.sel(level=level, method="nearest")
+    ratio = report.spread_map / report.skill_map.where(report.skill_map > 0)
+    misfit = 1 + 3 * np.sqrt(2 / max(1, report.attrs["num_bins"] - 1))
+    units = units_of(report.crps_map)
+    panels = [
+        (coverage, f"coverage at {100 * level:.0f} %", level, noise, "PuOr"),
+        (ratio, "spread / error", 1.0, spread, "PuOr"),
+        (report.chi2_per_dof_map, "rank chi2 / dof", 1.0, misfit - 1, "viridis"),
+        (report.crps_map, f"CRPS{units}", None, 0.0, "viridis"),
+    ]
+    planes = [plane(values) for values, *_ in panels]
+    if planes[0].ndim == 1:
+        figure, axes = new_figure((7.6, 3.8), 2, 2, sharex=True)
+    else:
+        height, width = planes[0].shape
+        figure, axes = new_figure((10.6, 0.85 + min(6.0, 1.8 * height / width)), 1, 4)
+    for panel, values, (_, title, centre, width, cmap) in zip(axes, planes, panels, strict=True):
+        panel.set_title(title, fontsize=9)
+        if values.ndim == 1:
+            if centre is not None:
+                panel.axhspan(centre - width, centre + width, color=PALE, lw=0)
+                panel.axhline(centre, color=GREY, lw=0.8)
+            style = "o" if values.size <= 32 else "-"
+            panel.plot(coordinate(values, 0), values, style, color=BLUE, ms=4, lw=1.2)
+            panel.set_xlabel(axis_label(values, 0) if panel in axes[2:] else "")
+            panel.locator_params(axis="x", integer=style == "o")
+            continue
+        limits: dict[str, Any] = {}
+        if cmap == "PuOr" and centre is not None:
+            reach = max(2 * width, float(np.nanmax(np.abs(values - centre), initial=0)))
+            limits = {"vmin": centre - reach, "vmax": centre + reach}
+        drawn = image(panel, values, cmap=cmap, **limits)
+        figure.colorbar(drawn, cax=panel.inset_axes((1.03, 0.0, 0.05, 1.0)))
+        if panel is not axes[0]:
+            panel.set(ylabel="", yticklabels=[])
+    return figure
+
+
+@styled
+def training_history(history: str | Path | Iterable[Mapping[str, Any]]) -> Figure:
+    """Loss terms and health figures of a training run, a panel each, with a running median.
+
+    Args:
+        history: Path of a ``log.csv``, or the rows that ``fit`` returns, with a column ``step``.
+
+    Raises:
+        ValueError: No rows, or no column ``step``.
+    """
+    if isinstance(history, str | Path):
+        with open(history, newline="") as file:
+            rows: list[Mapping[str, Any]] = list(csv.DictReader(file))
+    else:
+        rows = list(history)
+    if not rows or "step" not in rows[0]:
+        raise ValueError("'history' must hold rows with a column 'step'; got none")
+    table = {name: np.array([_number(row.get(name)) for row in rows]) for name in rows[0]}
+    step = table.pop("step")
+    columns = _columns(len(table))
+    height = -(-len(table) // columns)
+    size = (2.0 * columns + 0.4, 1.5 * height + 0.4)
+    figure, axes = new_figure(size, height, columns, sharex=True)
+    window = max(1, len(step) // 20)
+    for panel, (name, values) in zip(axes, table.items(), strict=False):
+        around = [values[max(0, i - window) : i + window + 1] for i in range(len(values))]
+        smooth = np.array([np.median(part) for part in around])
+        panel.plot(step, values, color=BLUE, lw=0.7, alpha=0.35)
+        panel.plot(step, smooth, color=BLUE, lw=1.5)
+        positive = np.isfinite(values).all() and values.min() > 0
+        if positive and values.max() > 100 * values.min():
+            panel.set_yscale("log")
+            panel.tick_params(axis="y", which="minor", labelleft=False)
+        panel.set_title(name, fontsize=9)
+        panel.grid(True)
+    for panel in axes[len(table) :]:
+        panel.remove()
+    figure.supxlabel("step", fontsize=9)
+    return figure
+
+
+def _number(value: Any) -> float:
+    """A logged value; NaN where a row has none."""
+    return math.nan if value is None or value == "" else float(value)
+
+
+def _columns(number: int) -> int:
+    """Panels a row, with few places left empty in the last one."""
+    return number if number <= 4 else min((4, 3, 5), key=lambda columns: -number % columns)
+
+
+def _failing(report: xr.Dataset) -> list[str]:
+    """Names of the quantities that fail, worst first."""
+    order = np.lexsort((-report.chi2_per_dof.values, report.p_adjusted.values))
+    bad = report.p_adjusted.values[order] <= report.attrs["alpha"]
+    return report.quantity.values[order][bad].tolist()

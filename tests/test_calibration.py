@@ -132,7 +132,7 @@ def test_probability_inside_a_band_by_enumeration() -> None:
 
 
 def test_p_values_by_enumeration() -> None:
-    """Five values, cuts at 0.1, 0.3 and 0.8: every path of counts, its statistic and probability."""
+    """Five values, cuts at 0.1, 0.3 and 0.8: every path of counts and its probability."""
     positions, cells = np.array([0.1, 0.3, 0.8]), [0.1, 0.2, 0.5, 0.2]
     paths = [c for c in product(range(6), repeat=3) if c[0] <= c[1] <= c[2]]
     probability = [stats.multinomial.pmf([a, b - a, c - b, 5 - c], 5, cells) for a, b, c in paths]
@@ -294,6 +294,13 @@ def compare(one: xr.Dataset, two: xr.Dataset) -> None:
 @pytest.mark.parametrize("event", [(3,), (1, 4, 6)])
 def test_result_does_not_depend_on_the_block_size(event: tuple[int, ...]) -> None:
     problem = gaussian_problem(event)
+    simulate = problem.simulate
+
+    def coarse(num: int, **kwargs: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        x, y, params = simulate(num, **kwargs)
+        return x.mul(8).round().div(8), y, params  # truths and draws on one grid: many ties
+
+    problem.simulate = coarse
 
     def posterior(y: Tensor, **params: Tensor) -> Quantiles:
         return Quantiles(problem, y, **params)
@@ -404,6 +411,13 @@ def test_scores_of_the_report_are_those_of_the_exact_posterior() -> None:
     assert report.crps.mean().item() == pytest.approx(std / np.sqrt(np.pi), rel=0.03)
     # E|X - X'|/2 of a 4-vector: sqrt(2) Gamma(5/2) / Gamma(2) * std / sqrt(2).
     assert report.energy_score.mean().item() == pytest.approx(1.3293 * std, rel=0.03)
+
+
+def test_spread_and_error_agree_at_few_draws() -> None:
+    samples = torch.randn(5, 2000, 8, generator=torch.Generator().manual_seed(0))
+    report = from_draws(samples[1:], samples[0])
+    ratio = (report.spread_map / report.skill_map).mean().item()
+    assert ratio == pytest.approx(1, abs=0.02)  # 0.89 if the draws' own noise were left out
 
 
 def test_wrong_input_is_named() -> None:

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 import vfm_inverse as vi
 from vfm_inverse import checkpoint, problems
 from vfm_inverse.problem import InverseProblem
+from vfm_inverse.whitening import Whitening
 
 CASES = {
     "contraction on a vector": ("linear-gaussian", {}, {}),
@@ -72,6 +73,29 @@ def test_a_problem_of_your_own_is_passed_again(tmp_path: Path) -> None:
     torch.testing.assert_close(loaded.whitening.mean, vfm.whitening.mean)
     with pytest.raises(ValueError, match="does not fit the problem"):
         vi.load(tmp_path / "own.safetensors", problem=problems.load("linear-gaussian", dim=7))
+
+
+class Doubling(Whitening):
+    """A whitening of the user's own."""
+
+    def _multiply(self, xi: torch.Tensor) -> torch.Tensor:
+        return 2 * xi
+
+    def _divide(self, x: torch.Tensor) -> torch.Tensor:
+        return x / 2
+
+
+def test_a_whitening_of_your_own_is_passed_again(tmp_path: Path) -> None:
+    problem, vfm = built(options={"whitening": Doubling((4,))})
+    vfm.save(tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="whitening of your own"):
+        vi.load(tmp_path / "model.safetensors")
+    loaded = vi.load(tmp_path / "model.safetensors", whitening=Doubling((4,)))
+    _, y, _ = problem.simulate(2, seed=1)
+    torch.manual_seed(2)
+    expected = vfm(y).sample((5,))
+    torch.manual_seed(2)
+    torch.testing.assert_close(loaded(y).sample((5,)), expected, rtol=0, atol=0)
 
 
 class Bomb:

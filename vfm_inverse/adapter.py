@@ -40,7 +40,7 @@ __all__ = [
 
 MAX_LOG_SCALE = 6.0
 MAX_SHIFT = 4.0
-MAX_STRETCH = math.log(4.0)
+MAX_STRETCH = math.log(8.0)
 
 
 class Family(nn.Module, ABC):
@@ -183,12 +183,12 @@ class Stacked(dist.TorchDistribution):
 
     @property
     def has_rsample(self) -> bool:  # type: ignore[override]
+        """Whether the base has reparametrised draws."""
         return bool(self.base.has_rsample)
 
     @property
     def mean(self) -> Tensor:
-        """Whether the base has reparametrised draws."""
-        """Mean, ``(*batch, d)``."""
+        """Mean, ``(n, d)``."""
         return self.start.unstandardize(self.base.mean)
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:

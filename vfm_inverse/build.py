@@ -28,7 +28,7 @@ SMALL_FIELD = 64
 """Largest field that is better served by an MLP than by convolutions."""
 
 FULL_LIMIT = 64
-"""Largest dimension for which a full covariance is the default family without a Gaussian start."""
+"""Largest dimension for which a full covariance is the default family."""
 
 
 def build(
@@ -51,8 +51,8 @@ def build(
 
     Args:
         problem: what to invert.
-        adapter: family of ``q(z | y)``: ``"contraction"`` (the default with a Gaussian start),
-            ``"full"`` (the default without one, up to 64 dimensions), ``"diagonal"``,
+        adapter: family of ``q(z | y)``: ``"full"`` (the default up to 64 dimensions),
+            ``"contraction"`` (the default above, with a Gaussian start), ``"diagonal"`` (without),
             ``"low-rank"`` or ``"mixture"``.
         observation: where the observation enters: ``"adapter"``, ``"context"`` or ``"both"``.
         gaussian_start: start from the Gaussian answer: whitened coordinates, preconditioned map,
@@ -76,7 +76,7 @@ def build(
         raise ValueError(f"'observation' must be one of {OBSERVATION_MODES}; got {observation!r}")
     if adapter is None and observation != "context":
         small = problem.field_shape.numel() <= FULL_LIMIT
-        adapter = "contraction" if gaussian_start else "full" if small else "diagonal"
+        adapter = "full" if small else "contraction" if gaussian_start else "diagonal"
     if observation == "context" and adapter is not None:
         raise ValueError(f"'adapter' must be left out with observation='context'; got {adapter!r}")
     if adapter is not None and adapter not in (*FAMILIES, "contraction"):
@@ -121,7 +121,7 @@ def build(
             "rank": 0 if start is None else start.rank,
         }
         vfm = assemble(problem, whitening, start, params, config)
-        few = slice(0, 4096)
+        few = slice(0, 512)
         head = {name: value[few] for name, value in params.items()}
         vfm.range.fit(y, params)
         if isinstance(vfm.features, FieldFeatures):
@@ -132,17 +132,18 @@ def build(
     return vfm
 
 
-def rebuild(problem: InverseProblem, config: Mapping[str, Any]) -> VariationalFlowMap:
+def rebuild(
+    problem: InverseProblem, config: Mapping[str, Any], whitening: Whitening | None = None
+) -> VariationalFlowMap:
     """The same modules as :func:`build` made, unfitted: a checkpoint fills in the numbers."""
-    if config["whitening"] not in WHITENINGS:
-        raise ValueError(
-            "a map with a whitening of your own cannot be rebuilt from its checkpoint alone; "
-            "build it again and "
-            "load its weights with 'load_weights'"
-        )
+    if whitening is None:
+        if config["whitening"] not in WHITENINGS:
+            raise ValueError(
+                "this map has a whitening of your own; pass one of its kind as 'whitening'"
+            )
+        whitening = WHITENINGS[config["whitening"]](tuple(problem.field_shape))
     with seeded(0):
         _, _, params = problem.simulate(2)
-        whitening = WHITENINGS[config["whitening"]](tuple(problem.field_shape))
         start = build_start(problem, params) if config["gaussian_start"] else None
         return assemble(problem, whitening, start, params, config)
 

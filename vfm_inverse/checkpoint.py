@@ -18,6 +18,7 @@ from vfm_inverse.files import replacing
 if TYPE_CHECKING:
     from vfm_inverse.posterior import VariationalFlowMap
     from vfm_inverse.problem import InverseProblem
+    from vfm_inverse.whitening import Whitening
 
 __all__ = ["load", "read", "save", "write"]
 
@@ -90,7 +91,10 @@ def save(vfm: VariationalFlowMap, path: str | Path) -> None:
 
 
 def load(
-    path: str | Path, problem: InverseProblem | None = None, device: str | torch.device = "cpu"
+    path: str | Path,
+    problem: InverseProblem | None = None,
+    device: str | torch.device = "cpu",
+    whitening: Whitening | None = None,
 ) -> VariationalFlowMap:
     """Read a map that :meth:`VariationalFlowMap.save` wrote.
 
@@ -99,6 +103,7 @@ def load(
         problem: the problem the map was trained for; needed unless it came from ``problems.load``,
             since physics of your own cannot be stored.
         device: where to put it.
+        whitening: one of the kind it was built with, if that was a class of your own.
 
     Raises:
         FileNotFoundError: no such file.
@@ -115,7 +120,7 @@ def load(
         from vfm_inverse import problems
 
         problem = problems.load(name, **kwargs)
-    vfm = rebuild(problem.to(device), config)
+    vfm = rebuild(problem.to(device), config, whitening)
     try:
         vfm.load_state_dict(tensors)
     except RuntimeError as error:

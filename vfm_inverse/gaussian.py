@@ -51,8 +51,8 @@ class ContractedNormal(TorchDistribution):
     @property
     def variance(self) -> Tensor:
         """Diagonal of the covariance, ``(*batch, d)``."""
-        gain = (1 - self.scale.square()).unsqueeze(-1)
-        return 1 - (self.basis.square() @ gain).squeeze(-1)
+        gain = (1 - self.scale.square()).unsqueeze(-2)
+        return 1 - (gain @ self.basis.square().mT).squeeze(-2)
 
     @property
     def covariance_matrix(self) -> Tensor:

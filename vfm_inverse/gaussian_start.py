@@ -142,25 +142,19 @@ class VaryingOperatorStart(GaussianStart):
         hessian = torch.zeros(dim, dim, dtype=torch.float64, device=device)
         columns = whitening.color(identity)
         num = len(next(iter(params.values()))) if params else 1
-        operators = []
+        observed = 0.0
         for i in range(num):
             one = {name: value[i : i + 1] for name, value in params.items()}
             b = torch.cat([apply(self._physics, c, one) for c in columns.split(CHUNK)]).double()
+            observed += float((b.abs().sum(0) > 0).sum()) / num
             b = b * noise_variance(self._likelihood, one, b).rsqrt()
             hessian += b @ b.T / num
-            operators.append(b)
         values, vectors = torch.linalg.eigh(hessian)
         rank = min(max_rank, int((values > 1e-6 * values[-1]).sum()))
         basis = vectors[:, -rank:]
-        # Variance of an observed datum that the kept directions do not explain, in units of its
-        # noise.
-        left_out = [
-            (b.square().sum() - (basis.T @ b).square().sum())
-            / (b.abs().sum(0) > 0).sum().clamp_min(1)
-            for b in operators
-        ]
+        # Variance of an observed datum that the kept directions do not explain.
         noise = noise_variance(self._likelihood, params, hessian).mean()
-        self.truncation = (noise * torch.stack(left_out).clamp_min(0).mean()).float()
+        self.truncation = (noise * values[:-rank].clamp_min(0).sum() / max(observed, 1.0)).float()
         self.basis = basis.float().contiguous()
         self.fields = whitening.color(self.basis.T)
         self.mean_field = whitening.unwhiten(torch.zeros_like(whitening.mean))

@@ -68,8 +68,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
-    parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--observations", type=int, default=20)
-    parser.add_argument("--simulations", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--observations", type=int, default=10)
+    parser.add_argument("--simulations", type=int, default=500)
     arguments = parser.parse_args()
     run("gaussian_field", lambda: main(arguments))

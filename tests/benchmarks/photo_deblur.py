@@ -68,6 +68,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         checkpoint_dir=args.out,
         resume=args.out is not None,
         num_validation=256,
+        objective={} if args.forward is None else {"forward": args.forward},
         progress=args.progress,
     )
     figures["training_seconds"] = time.perf_counter() - begin
@@ -86,6 +87,7 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--forward", type=float, default=None)
     parser.add_argument("--width", type=int, default=None)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--observations", type=int, default=500)

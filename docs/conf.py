@@ -42,6 +42,8 @@ python_use_unqualified_type_names = True
 
 html_theme = "pydata_sphinx_theme"
 html_title = "vfm_inverse"
+# Only the interface has pages below it.
+html_sidebars = {"*": []}
 html_static_path = ["_static"]
 html_theme_options = {
     "navigation_with_keys": False,

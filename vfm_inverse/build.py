@@ -28,7 +28,7 @@ SMALL_FIELD = 64
 """Largest field that is better served by an MLP than by convolutions."""
 
 FULL_LIMIT = 64
-"""Largest dimension for which a full covariance is the default family."""
+"""Largest dimension for which a full covariance is the default without a Gaussian start."""
 
 
 def build(
@@ -51,8 +51,8 @@ def build(
 
     Args:
         problem: what to invert.
-        adapter: family of ``q(z | y)``: ``"full"`` (the default up to 64 dimensions),
-            ``"contraction"`` (the default above, with a Gaussian start), ``"diagonal"`` (without),
+        adapter: family of ``q(z | y)``: ``"contraction"`` (the default with a Gaussian start),
+            ``"full"`` (the default without one, up to 64 dimensions), ``"diagonal"`` (above),
             ``"low-rank"`` or ``"mixture"``.
         observation: where the observation enters: ``"adapter"``, ``"context"`` or ``"both"``.
         gaussian_start: start from the Gaussian answer: whitened coordinates, preconditioned map,
@@ -76,7 +76,7 @@ def build(
         raise ValueError(f"'observation' must be one of {OBSERVATION_MODES}; got {observation!r}")
     if adapter is None and observation != "context":
         small = problem.field_shape.numel() <= FULL_LIMIT
-        adapter = "full" if small else "contraction" if gaussian_start else "diagonal"
+        adapter = "contraction" if gaussian_start else "full" if small else "diagonal"
     if observation == "context" and adapter is not None:
         raise ValueError(f"'adapter' must be left out with observation='context'; got {adapter!r}")
     if adapter is not None and adapter not in (*FAMILIES, "contraction"):

@@ -131,7 +131,7 @@ def fit(
                 run.history.append(row)
                 write(row)
                 bar.set_postfix({name: f"{row[name]:.3g}" for name in terms})
-                warn_of_collapse(row, steps)
+                run.warned = run.warned or warn_of_collapse(row, steps)
             if run.step in milestones:
                 run.keep_better(run.validate(problem, num_validation, seed))
             if folder is not None and (run.step % checkpoint_every == 0 or run.step == steps):
@@ -160,6 +160,7 @@ class Run:
         self.step = 0
         self.scores = torch.empty(0)
         self.kept_step = 0
+        self.warned = False
         self.history: list[Row] = []
 
     def advance(self, x: Tensor, y: Tensor, params: Mapping[str, Tensor], clip: float) -> Row:
@@ -286,17 +287,17 @@ def schedule(step: int, warmup: int, steps: int) -> float:
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share))
 
 
-def warn_of_collapse(row: Mapping[str, float], steps: int) -> None:
-    """Say early when the adapter is far surer than its errors allow."""
-    if row["step"] > 0.1 * steps and row.get("dispersion", 1.0) > COLLAPSED:
+def warn_of_collapse(row: Mapping[str, float], steps: int) -> bool:
+    """Say early when the adapter is far surer than its errors allow; returns whether it was said."""
+    collapsed = row["step"] > 0.1 * steps and row.get("dispersion", 1.0) > COLLAPSED
+    if collapsed:
         log.warning(
-            "the adapter is collapsing at step %d: the codes of held-in truths lie %.1f times "
-            "farther from its mean (in "
-            "squared standard deviations) than they should. A richer family or the 'forward' "
-            "term helps",
+            "the adapter is collapsing at step %d: its squared errors are %.1f times the variance "
+            "that it claims. A richer family or the 'forward' term helps",
             row["step"],
             row["dispersion"],
         )
+    return collapsed
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

@@ -52,12 +52,12 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--network", default="auto")
     parser.add_argument("--adapter", default=None)
-    parser.add_argument("--width", type=int, default=None)
+    parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--map-steps", type=int, nargs="+", default=[1])
     parser.add_argument("--observation", nargs="+", default=["adapter", "context", "both"])
     arguments = parser.parse_args()

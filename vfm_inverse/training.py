@@ -288,7 +288,7 @@ def schedule(step: int, warmup: int, steps: int) -> float:
 
 
 def warn_of_collapse(row: Mapping[str, float], steps: int) -> bool:
-    """Say early when the adapter is far surer than its errors allow; returns whether it was said."""
+    """Say early when the adapter is far surer than its errors allow; whether it was said."""
     collapsed = row["step"] > 0.1 * steps and row.get("dispersion", 1.0) > COLLAPSED
     if collapsed:
         log.warning(

@@ -55,9 +55,15 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     )
     figures["gaussian_prior"] = baseline
     begin = time.perf_counter()
-    vfm = vi.VariationalFlowMap.for_problem(problem, width=args.width)
+    vfm = (
+        vi.VariationalFlowMap.for_problem(problem, width=args.width)
+        if args.init is None
+        else vi.load(args.init, problem)
+    )
     figures["build_seconds"] = time.perf_counter() - begin
-    figures["gaussian_start"] = figures_of(vfm, problem, args.observations, args.draws)
+    figures["untrained" if args.init is None else "init"] = figures_of(
+        vfm, problem, args.observations, args.draws
+    )
     begin = time.perf_counter()
     vi.fit(
         vfm,
@@ -68,7 +74,6 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         checkpoint_dir=args.out,
         resume=args.out is not None,
         num_validation=256,
-        objective={} if args.forward is None else {"forward": args.forward},
         progress=args.progress,
     )
     figures["training_seconds"] = time.perf_counter() - begin
@@ -87,13 +92,13 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--forward", type=float, default=None)
     parser.add_argument("--width", type=int, default=None)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--observations", type=int, default=500)
     parser.add_argument("--draws", type=int, default=99)
     parser.add_argument("--map-steps", type=int, nargs="+", default=[1])
     parser.add_argument("--out", default=None)
+    parser.add_argument("--init", default=None, help="a model.safetensors to train on from")
     parser.add_argument("--progress", action="store_true")
     arguments = parser.parse_args()
     run("photo_deblur", lambda: main(arguments))

@@ -4,10 +4,10 @@ An adapter is an encoder, a linear head that starts at zero, and a family:
 
 * ``contraction`` starts as the Gaussian start itself (:mod:`vfm_inverse.gaussian_start`), from
   which the network may depart by a bounded amount: means by a few of the start's standard
-      deviations, scales by a factor of a few;
+  deviations, scales by a factor of a few;
 * ``diagonal``, ``low-rank``, ``full`` Gaussians and a ``mixture`` of them start at N(0, I). Where
   there is a Gaussian start they are stacked on it: N(0, I) in the coordinates in which the start
-      is standard, hence the start again.
+  is standard, hence the start again.
 
 All are Pyro distributions over flat vectors ``(d,)`` with batch shape ``(n,)``.
 """

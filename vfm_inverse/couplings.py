@@ -1,12 +1,10 @@
 r"""Which noise is paired with which data in the flow loss.
 
 The law of the noise must stay the law that sampling starts from, whatever the pairing: a coupling
-    may
-permute a batch of N(0, I) noise, but not change it. The adapter's coupling is the exception that
-proves the rule: with probability ``alpha`` the noise is :math:`z \sim q(z \mid y)` of the same
-    simulation, whose
-average over observations is N(0, I) only if the adapter is good (Variational Flow Maps,
-https://arxiv.org/abs/2603.07276, section 4).
+may permute a batch of N(0, I) noise, but not change it. The adapter's coupling is the exception
+that proves the rule: with probability ``alpha`` the noise is :math:`z \sim q(z \mid y)` of the
+same simulation, whose average over observations is N(0, I) only if the adapter is good
+(Variational Flow Maps, https://arxiv.org/abs/2603.07276, section 4).
 """
 
 from __future__ import annotations

@@ -6,9 +6,9 @@ In whitened coordinates the posterior of a linear-Gaussian problem is
 
 with orthonormal columns :math:`V` (at most one per datum), the likelihood-informed directions,
 along which the data contract the prior's unit variance to :math:`\lambda \in (0, 1]` (Spantini et
-al. 2015, https://arxiv.org/abs/1407.3463, Theorem 2.3). Draws are :math:`\mu + e + V((\sqrt\lambda
-- 1) V^\top e)` with :math:`e \sim \mathcal N(0, I)` and the density costs O(d r): there is no d x
-  d matrix anywhere.
+al. 2015, https://arxiv.org/abs/1407.3463, Theorem 2.3). Draws are
+:math:`\mu + e + V((\sqrt\lambda - 1) V^\top e)` with :math:`e \sim \mathcal N(0, I)` and the
+density costs O(d r): there is no d x d matrix anywhere.
 """
 
 from __future__ import annotations

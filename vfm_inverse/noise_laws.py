@@ -3,16 +3,16 @@ r"""Densities of deepinv's noise models.
 With the noise-free observation :math:`m = A(x)`, every datum is independent given ``x`` and has
 one of
 
-===================  ==========================================================================
-GaussianNoise        :math:`y \sim \mathcal N(m, \sigma^2)`
-LaplaceNoise         :math:`y \sim \mathrm{Laplace}(m, b)`
-UniformNoise         :math:`y \sim \mathcal U(m - a, m + a)`
-GammaNoise           :math:`y \sim \mathrm{Gamma}(\ell, \ell/m)`: mean m, variance :math:`m^2/\ell`
-FisherTippettNoise   :math:`e^y \sim \mathrm{Gamma}(\ell, \ell e^{-m})`, for log-intensities
-PoissonNoise         :math:`y = g k,\ k \sim \mathrm{Poisson}(m/g)`; without normalize y = k
-LogPoissonNoise      :math:`y = -\log(k/N_0)/\mu,\ k \sim \mathrm{Poisson}(N_0 e^{-\mu m})`
-PoissonGaussianNoise :math:`y = g k + \sigma \epsilon,\ k \sim \mathrm{Poisson}(m/g)`
-===================  ==========================================================================
+====================  ==========================================================================
+GaussianNoise         :math:`y \sim \mathcal N(m, \sigma^2)`
+LaplaceNoise          :math:`y \sim \mathrm{Laplace}(m, b)`
+UniformNoise          :math:`y \sim \mathcal U(m - a, m + a)`
+GammaNoise            :math:`y \sim \mathrm{Gamma}(\ell, \ell/m)`, variance :math:`m^2/\ell`
+FisherTippettNoise    :math:`e^y \sim \mathrm{Gamma}(\ell, \ell e^{-m})`, for log-intensities
+PoissonNoise          :math:`y = g k,\ k \sim \mathrm{Poisson}(m/g)`; without normalize y = k
+LogPoissonNoise       :math:`y = -\log(k/N_0)/\mu,\ k \sim \mathrm{Poisson}(N_0 e^{-\mu m})`
+PoissonGaussianNoise  :math:`y = g k + \sigma \epsilon,\ k \sim \mathrm{Poisson}(m/g)`
+====================  ==========================================================================
 
 The laws of counts (Poisson, log-Poisson) are densities with respect to the counting measure on
 their lattice. A mean that a law does not allow (negative counts, say) is refused when drawing; the

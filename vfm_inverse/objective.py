@@ -13,9 +13,8 @@ With whitened data :math:`\xi`, its flow loss :math:`\mathcal L_\theta`
   :math:`\mathbb E_q[-\log p(y \mid \bar f(z))] + \mathrm{KL}(q_\phi \Vert \mathcal N(0, I))`.
 
 A bar marks the exponential moving average of the networks: gradients of the adapter's terms reach
-    the adapter only.
-Everything sums over dimensions and averages over the batch; mixing means and sums would re-weight
-the likelihood.
+the adapter only. Everything sums over dimensions and averages over the batch; mixing means and
+sums would re-weight the likelihood.
 """
 
 from __future__ import annotations
@@ -206,12 +205,10 @@ class Objective(nn.Module):
         """Figures to watch, of the averaged networks.
 
         ``kl_per_dim``: KL(q || N(0, I)) over d, a draw's estimate; ``mean_sigma``: mean standard
-            deviation of q;
-        ``dispersion``: mean squared error of the codes of the truths in standard deviations of q,
-            1 if calibrated;
-        ``semigroup``: RMS of ``X(., 1, 0) - X(X(., 1, .5), .5, 0)``; ``round_trip``: RMS of
-        ``f(f^{-1}(xi)) - xi``, for an unconditional map (a conditional one is never asked to
-        encode).
+        deviation of q; ``dispersion``: mean squared error of the codes of the truths in standard
+        deviations of q, 1 if calibrated; ``semigroup``: RMS of
+        ``X(., 1, 0) - X(X(., 1, .5), .5, 0)``; ``round_trip``: RMS of ``f(f^{-1}(xi)) - xi``, for
+        an unconditional map (a conditional one is never asked to encode).
         """
         vfm = self.vfm
         condition = vfm.condition(y, params)

@@ -4,15 +4,13 @@ A draw is :math:`x = m + S f(z)`, :math:`z \sim q(z \mid y)`, with the whitening
 the flow map's generator :math:`f = X(\cdot, 1, 0)` and the adapter :math:`q`. The observation
 enters in one of three ways:
 
-``adapter``  through q alone (Variational Flow Maps, https://arxiv.org/abs/2603.07276): one map of
-    the prior serves
-             every operator, and the noise-space posterior ``N(z; 0, I) p(y | f(z))`` is known
-             without a Jacobian;
-``context``  through the network of the map: q = N(0, I);
-``both``     q is the best Gaussian (or mixture) approximation of the posterior of the data
-themselves, and the map,
-             conditioned on y, carries it to the posterior. It works in coordinates in which q is
-             N(0, I), so that what it has to learn is exactly what is not Gaussian.
+* ``adapter``: through q alone (Variational Flow Maps, https://arxiv.org/abs/2603.07276). One map
+  of the prior serves every operator, and the noise-space posterior ``N(z; 0, I) p(y | f(z))`` is
+  known without a Jacobian;
+* ``context``: through the network of the map; q = N(0, I);
+* ``both``: q is the best Gaussian (or mixture) approximation of the posterior of the data
+  themselves, and the map, conditioned on y, carries it to the posterior. It works in coordinates
+  in which q is N(0, I), so that what it has to learn is exactly what is not Gaussian.
 """
 
 from __future__ import annotations
@@ -72,8 +70,7 @@ class PushForward(TorchDistribution):
             either (``latent`` keeps its batch of one).
 
     It has no ``log_prob``: the density of a push-forward needs the map's Jacobian determinant.
-        ``latent.log_prob`` is
-    the density that importance weights in noise space need.
+    ``latent.log_prob`` is the density that importance weights in noise space need.
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}

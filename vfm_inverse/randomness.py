@@ -2,8 +2,7 @@
 
 ``torch.distributions``, Pyro and deepinv's noise models all draw from the global generators, so a
 seed is applied by forking those generators: inside the block the stream is fixed by the seed,
-    after it the
-caller's stream goes on as if nothing had happened.
+after it the caller's stream goes on as if nothing had happened.
 """
 
 from __future__ import annotations

@@ -13,10 +13,9 @@ draws, and :math:`N = n^2` for the plain score of the empirical distribution.  S
 CRPS and energy score carry the unit of the field.
 
 References: Gneiting and Raftery (2007), JASA 102, 359 (CRPS eq. 21, energy score eq. 22); Ferro
-    (2014),
-QJRMS 140, 1917 (fair scores); Scheuerer and Hamill (2015), MWR 143, 1321 (variogram score, eq. 8);
-Fortin et al. (2014), J. Hydrometeorol. 15, 1708 (spread and skill); Gretton et al. (2012), JMLR
-13, 723 (MMD, eq. 3).
+(2014), QJRMS 140, 1917 (fair scores); Scheuerer and Hamill (2015), MWR 143, 1321 (variogram score,
+eq. 8); Fortin et al. (2014), J. Hydrometeorol. 15, 1708 (spread and skill); Gretton et al. (2012),
+JMLR 13, 723 (MMD, eq. 3).
 """
 
 from __future__ import annotations

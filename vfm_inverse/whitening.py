@@ -114,8 +114,7 @@ class DenseWhitening(Whitening):
         """From a mean ``(d,)`` and a covariance ``(d, d)``.
 
         Eigenvalues below ``floor`` times the largest are raised to it: a direction in which the
-            prior
-        does not vary would otherwise be divided by zero.
+        prior does not vary would otherwise be divided by zero.
         """
         self = cls(event_shape)
         values, vectors = torch.linalg.eigh(covariance.double())

@@ -92,13 +92,13 @@ class Quantiles:
 @pytest.mark.parametrize(("num", "num_draws"), [(60, 20), (500, 99), (1000, 1000)])
 def test_ecdf_band_holds_its_simultaneous_coverage(num: int, num_draws: int) -> None:
     generator = np.random.default_rng(0)
-    uniform = generator.integers(0, num_draws + 1, size=(num, 20_000), dtype=np.int32)
+    uniform = generator.integers(0, num_draws + 1, size=(num, 8000), dtype=np.int32)
     positions, counts = ranks.ecdf_counts(uniform[:, :1], num_draws)
     counts = np.stack([(uniform < round(z * (num_draws + 1))).sum(0) for z in positions])
     lower, upper = ranks.ecdf_band(positions, num, 0.05)
     inside = ((counts >= lower[:, None]) & (counts <= upper[:, None])).all(0).mean()
     # Four Monte-Carlo standard errors, and what the discreteness of the counts costs.
-    assert 0.944 < inside < 0.962
+    assert 0.94 < inside < 0.965
     # The pointwise band of the same level must not hold: this is what "simultaneous" buys.
     point = stats.binom.ppf([[0.025], [0.975]], num, positions)
     naive = ((counts >= point[0][:, None]) & (counts <= point[1][:, None])).all(0).mean()
@@ -269,17 +269,17 @@ def test_wrong_correlations_are_seen_though_every_pixel_is_right() -> None:
 
 
 def test_rejection_rate_is_near_nominal() -> None:
-    """240 reports of an exact posterior at alpha 0.2, with independent quantities."""
+    """160 reports of an exact posterior at alpha 0.2, with independent quantities."""
     generator = torch.Generator().manual_seed(3)
-    samples = torch.randn(20, 240, 120, 3, generator=generator)  # draws and truth, repetition, ...
+    samples = torch.randn(20, 160, 120, 3, generator=generator)  # draws and truth, repetition, ...
     quantities = {f"x[{i}]": lambda x, y, i=i, **params: x[..., i] for i in range(3)}
     failed = [
         from_draws(block[1:], block[0], quantities=quantities, alpha=0.2).attrs["verdict"]
         == "fail"
         for block in samples.unbind(1)
     ]
-    # Bonferroni and discreteness lower it a little: 1 - (1 - 0.2/3)^3 = 0.187, give or take 0.025.
-    assert 0.09 < np.mean(failed) < 0.29
+    # Bonferroni and discreteness lower it a little: 1 - (1 - 0.2/3)^3 = 0.187, give or take 0.03.
+    assert 0.08 < np.mean(failed) < 0.31
 
 
 # -- streaming, labels, reproducibility ---------------------------------------------------------

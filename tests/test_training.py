@@ -3,7 +3,6 @@ than it began."""
 
 from __future__ import annotations
 
-import csv
 import logging
 from pathlib import Path
 
@@ -47,8 +46,8 @@ def weights(vfm: vi.VariationalFlowMap) -> torch.Tensor:
     return torch.nn.utils.parameters_to_vector(vfm.networks.parameters()).detach()
 
 
-@pytest.mark.parametrize("mode", ["adapter", "both"])
-def test_training_finds_the_posterior_without_a_start(mode: str) -> None:
+@pytest.mark.parametrize(("mode", "steps"), [("adapter", 700), ("both", 300)])
+def test_training_finds_the_posterior_without_a_start(mode: str, steps: int) -> None:
     vfm, ours = build(mode), problem()
     _, y, _ = ours.simulate(200, split="test", seed=5)
     exact = ours.reference_posterior(y)
@@ -64,7 +63,7 @@ def test_training_finds_the_posterior_without_a_start(mode: str) -> None:
     history = fit(
         vfm,
         ours,
-        steps=300,
+        steps=steps,
         batch_size=128,
         learning_rate=1e-2,
         average_decay=0.95,
@@ -75,7 +74,7 @@ def test_training_finds_the_posterior_without_a_start(mode: str) -> None:
     assert before[0] > 0.5
     assert after[0] < 0.2
     assert after[1] < 0.25
-    assert history[-1]["step"] == 300
+    assert history[-1]["step"] == steps
 
 
 def test_same_seed_same_weights_other_seed_other_weights() -> None:
@@ -113,8 +112,9 @@ def test_a_killed_run_resumes_to_the_same_bits(
     history = fit(second, problem(), checkpoint_dir=tmp_path / "cut", resume=True, **settings)
     assert torch.equal(weights(second), weights(whole))
     assert [row["step"] for row in history] == [10, 20, 30]
-    logs = [list(csv.DictReader(open(tmp_path / run / "log.csv"))) for run in ("whole", "cut")]
-    assert logs[0] == logs[1]
+    assert (tmp_path / "whole" / "log.csv").read_text() == (
+        tmp_path / "cut" / "log.csv"
+    ).read_text()
     # A finished run resumes to itself.
     third = build(mode)
     fit(third, problem(), checkpoint_dir=tmp_path / "cut", resume=True, **settings)

@@ -40,7 +40,7 @@ __all__ = [
 
 MAX_LOG_SCALE = 6.0
 MAX_SHIFT = 4.0
-MAX_STRETCH = math.log(8.0)
+MAX_STRETCH = math.log(4.0)
 
 
 class Family(nn.Module, ABC):

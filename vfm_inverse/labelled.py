@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Hashable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +29,7 @@ import xarray as xr
 from torch import Tensor
 
 from vfm_inverse import __version__
+from vfm_inverse.files import replacing
 from vfm_inverse.labels import squeezed
 from vfm_inverse.likelihood import Likelihood
 
@@ -113,10 +113,8 @@ def save_netcdf(dataset: xr.Dataset, path: str | os.PathLike[str]) -> Path:
     """
     path = Path(path)
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-            temporary = Path(folder) / path.name
+        with replacing(path) as temporary:
             dataset.to_netcdf(temporary, engine="netcdf4", format="NETCDF4")
-            os.replace(temporary, path)
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"cannot write '{path}': {error}") from error
     return path

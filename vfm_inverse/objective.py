@@ -207,8 +207,8 @@ class Objective(nn.Module):
         ``kl_per_dim``: KL(q || N(0, I)) over d, a draw's estimate; ``mean_sigma``: mean standard
         deviation of q; ``dispersion``: mean squared error of the codes of the truths in standard
         deviations of q, 1 if calibrated; ``semigroup``: RMS of
-        ``X(., 1, 0) - X(X(., 1, .5), .5, 0)``; ``round_trip``: RMS of ``f(f^{-1}(xi)) - xi``, for
-        an unconditional map (a conditional one is never asked to encode).
+        ``X(., 1, 0) - X(X(., 1, .5), .5, 0)``; ``round_trip``: RMS of ``f(f^{-1}(xi)) - xi``; it
+        says little of a conditional map, which is never trained to encode.
         """
         vfm = self.vfm
         condition = vfm.condition(y, params)
@@ -230,7 +230,8 @@ class Objective(nn.Module):
         if mode == "both":
             xi, z = standardize(q, xi), standardize(q, z)
         one, two = (flow_map.generate(z, k, context, target) for k in (1, 2))
-        code = flow_map.encode(xi, 1, context, target)
+        if mode != "adapter":
+            code = flow_map.encode(xi, 1, context, target)
         figures["semigroup"] = (one - two).square().mean().sqrt()
         figures["round_trip"] = (
             (flow_map.generate(code, 1, context, target) - xi).square().mean().sqrt()

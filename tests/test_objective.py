@@ -142,6 +142,7 @@ def test_refusals_name_the_argument() -> None:
         (vfm, {"coupling": "sinkhorn"}, "'coupling' must be one of"),
         (vfm, {"reverse": 1.0}, "need observation='adapter'"),
         (vfm, {"coupling": "adapter"}, "need observation='adapter'"),
+        (vfm, {"coupling": "minibatch-ot"}, "need observation='adapter'"),
         (mixture, {"reverse": 1.0}, "reparametrised draws"),
         (simulated, {"reverse": 1.0}, "simulator only"),
     ]:

@@ -33,6 +33,7 @@ __all__ = [
     "Family",
     "NoiseAdapter",
     "Stacked",
+    "standard_law",
     "standard_normal",
     "standardize",
     "unstandardize",
@@ -247,6 +248,14 @@ class NoiseAdapter(nn.Module):
         return q if start is None else Stacked(q, start)
 
 
+FRAMED = (
+    ContractedNormal,
+    torch.distributions.MultivariateNormal,
+    torch.distributions.Independent,
+)
+"""Laws that :func:`standardize` carries to N(0, I); it leaves the others as they are."""
+
+
 def bounded_exp(log_scale: Tensor) -> Tensor:
     """``exp`` of a log-scale that is softly kept within ``+-MAX_LOG_SCALE``."""
     return (MAX_LOG_SCALE * torch.tanh(log_scale / MAX_LOG_SCALE)).exp()
@@ -272,6 +281,15 @@ def standardize(q: dist.TorchDistribution, z: Tensor) -> Tensor:
     if isinstance(q, torch.distributions.Independent):
         return (z - q.mean) / q.stddev
     return z
+
+
+def standard_law(q: dist.TorchDistribution) -> dist.TorchDistribution:
+    """The law of ``standardize(q, z)``, ``z ~ q``: N(0, I) for a Gaussian."""
+    if isinstance(q, Stacked):
+        return standard_law(q.base)
+    if isinstance(q, FRAMED):
+        return standard_normal(q.batch_shape[0], q.mean)
+    return q
 
 
 def unstandardize(q: dist.TorchDistribution, zeta: Tensor) -> Tensor:

@@ -19,19 +19,66 @@ identity at s = t whatever the network says.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 from vfm_inverse.gaussian import ContractedNormal
 
-__all__ = ["FlowMap"]
+__all__ = ["ConditionedMap", "FlowMap"]
+
+
+class ConditionedMap(NamedTuple):
+    """A flow map at given observations.
+
+    Attributes:
+        flow_map: the map.
+        context: ``(n, ...)``, what its network sees of them, or ``None``.
+        target: Gaussian approximation of the data's law given them, batch shape ``(n,)``; ``None``
+            for N(0, I).
+    """
+
+    flow_map: FlowMap
+    context: Tensor | None = None
+    target: ContractedNormal | None = None
+
+    def transport(self, x: Tensor, s: Tensor, t: Tensor) -> Tensor:
+        """``X(x_s, s, t)``, ``(*sample, n, d)``."""
+        return self.flow_map(x, s, t, self.context, self.target)
+
+    def velocity(self, x: Tensor, t: Tensor) -> Tensor:
+        """``v(x, t)``, ``(*sample, n, d)``."""
+        return self.flow_map.velocity(x, t, self.context, self.target)
+
+    def generate(self, z: Tensor, steps: int = 1) -> Tensor:
+        """``f(z) = X(z, 1, 0)``: noise to data in ``steps`` equal steps."""
+        return self._march(z, 1.0, 0.0, steps)
+
+    def encode(self, x: Tensor, steps: int = 1) -> Tensor:
+        """``f^{-1}(x) = X(x, 0, 1)``: data to noise."""
+        return self._march(x, 0.0, 1.0, steps)
+
+    def rows(self, rows: slice) -> ConditionedMap:
+        """The map at some of the observations."""
+        context = None if self.context is None else self.context[rows]
+        target = None if self.target is None else self.target[rows]
+        return ConditionedMap(self.flow_map, context, target)
+
+    def _march(self, x: Tensor, start: float, end: float, steps: int) -> Tensor:
+        if steps < 1:
+            raise ValueError(f"'steps' must be at least 1; got {steps}")
+        times = torch.linspace(start, end, steps + 1, dtype=x.dtype, device=x.device)
+        for s, t in zip(times[:-1], times[1:], strict=True):
+            x = self.transport(x, s, t)
+        return x
 
 
 class FlowMap(nn.Module):
     """Two-time flow map over flat vectors.
 
     Args:
-        network: ``(x (n, d), s (n,), t (n,), context (n, ...)) -> (n, d)``, see
+        network: ``(x (k n, d), s, t, context (n, ...)) -> (k n, d)``, see
             :mod:`vfm_inverse.networks`.
         preconditioned: start from the Gaussian flow (above); otherwise
             ``X = x_s + (t - s) network``.
@@ -84,53 +131,17 @@ class FlowMap(nn.Module):
         informed = rate * target.project(zeta) + along * target.project(drift)
         return rest + target.lift(informed - target.project(rest)) - target.loc
 
-    def transport(
-        self,
-        x: Tensor,
-        start: float,
-        end: float,
-        steps: int = 1,
-        context: Tensor | None = None,
-        target: ContractedNormal | None = None,
-    ) -> Tensor:
-        """Carry ``x`` from time ``start`` to time ``end`` in ``steps`` equal steps."""
-        if steps < 1:
-            raise ValueError(f"'steps' must be at least 1; got {steps}")
-        times = torch.linspace(start, end, steps + 1, dtype=x.dtype, device=x.device)
-        for s, t in zip(times[:-1], times[1:], strict=True):
-            x = self(x, s, t, context, target)
-        return x
-
-    def generate(
-        self,
-        z: Tensor,
-        steps: int = 1,
-        context: Tensor | None = None,
-        target: ContractedNormal | None = None,
-    ) -> Tensor:
-        """``f(z) = X(z, 1, 0)``: noise to data."""
-        return self.transport(z, 1.0, 0.0, steps, context, target)
-
-    def encode(
-        self,
-        x: Tensor,
-        steps: int = 1,
-        context: Tensor | None = None,
-        target: ContractedNormal | None = None,
-    ) -> Tensor:
-        """``f^{-1}(x) = X(x, 0, 1)``: data to noise."""
-        return self.transport(x, 0.0, 1.0, steps, context, target)
+    def at(
+        self, context: Tensor | None = None, target: ContractedNormal | None = None
+    ) -> ConditionedMap:
+        """The map at given observations, which can march in several steps."""
+        return ConditionedMap(self, context, target)
 
     def _evaluate(self, x: Tensor, s: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
-        """The network on all samples at once; a context is shared by the samples of its
-        observation."""
+        """The network on all samples at once."""
         lead = x.shape[:-1]
-        if context is not None:
-            context = context.expand(*lead[:-1], *context.shape).flatten(0, len(lead) - 1)
-        flat = self.network(
-            x.flatten(0, -2), s.expand(lead).flatten(), t.expand(lead).flatten(), context
-        )
-        return flat.unflatten(0, lead)
+        s, t = (u.expand(lead).flatten() if u.dim() else u.reshape(1) for u in (s, t))
+        return self.network(x.flatten(0, -2), s, t, context).unflatten(0, lead)
 
     def _standardize(self, x: Tensor, t: Tensor, target: ContractedNormal | None) -> Tensor:
         time = t.unsqueeze(-1)

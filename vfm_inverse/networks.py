@@ -1,8 +1,10 @@
 r"""Networks for two-time maps: a residual MLP for vectors, a compact U-Net for 1-D and 2-D fields.
 
-Both map ``(x (n, d), s (n,), t (n,), context)`` to ``(n, d)``, see the times through smooth
-Fourier features, end in a zero-initialised layer and have forward-mode derivatives (so no batch
-normalisation and no fused attention).
+Both map ``(x (k n, d), s, t, context (n, ...))`` to ``(k n, d)``: k draws for each of n
+observations, draws first. Times are ``(k n,)``, or ``(1,)`` where all points share them; what is
+shared is computed once. Both see the times through smooth Fourier features, end in a
+zero-initialised layer and have forward-mode derivatives (so no batch normalisation and no fused
+attention).
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ class TimeFeatures(nn.Module):
     - s.
 
     Frequencies stay low: the losses differentiate the network in time, and a high frequency there
-        is noise.
+    is noise.
     """
 
     frequencies: Tensor
@@ -36,7 +38,7 @@ class TimeFeatures(nn.Module):
         self.size = 4 * num + 2
 
     def forward(self, s: Tensor, t: Tensor) -> Tensor:
-        """The network's output at ``x (n, d)`` and times ``s, t (n,)``."""
+        """Features of the times ``s, t (n,)``."""
         times = torch.stack([s, t - s], -1)
         angles = (times.unsqueeze(-1) * self.frequencies).flatten(-2)
         return torch.cat([times, angles.sin(), angles.cos()], -1)
@@ -58,6 +60,11 @@ def zero(layer: Layer) -> Layer:
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
+
+
+def add_shared(h: Tensor, shared: Tensor) -> Tensor:
+    """``h (k n, ...)`` plus the observations' share ``(n, ...)`` in each of its draws."""
+    return (h.unflatten(0, (-1, shared.shape[0])) + shared).flatten(0, 1)
 
 
 class MLP(nn.Module):
@@ -85,10 +92,10 @@ class MLP(nn.Module):
         self.leave = nn.Sequential(nn.SiLU(), zero(nn.Linear(width, dim)))
 
     def forward(self, x: Tensor, s: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
-        """The network's output at ``x (n, d)`` and times ``s, t (n,)``."""
+        """The network's output at ``x (k n, d)``."""
         h = self.enter(x) + self.modulate(self.times(s, t))
         if self.condition is not None:
-            h = h + self.condition(context)
+            h = add_shared(h, self.condition(context))
         h = nn.functional.silu(h)
         for block in self.blocks:
             h = h + block(h)
@@ -107,9 +114,7 @@ class ResidualBlock(nn.Module):
         self.film = zero(nn.Linear(embedding, 2 * channels))
 
     def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
-        scale, shift = (
-            self.film(embedding).reshape(h.shape[0], -1, *[1] * (h.dim() - 2)).chunk(2, 1)
-        )
+        scale, shift = self.film(embedding).unflatten(1, (-1, *[1] * (h.dim() - 2))).chunk(2, 1)
         # Group norm refuses forward-mode derivatives of channels-last input before torch 2.15.
         residual = self.first(nn.functional.silu(self.norms[0](h.contiguous())))
         residual = self.norms[1](residual.contiguous()) * (1 + scale) + shift
@@ -120,7 +125,7 @@ class UNet(nn.Module):
     """Compact U-Net on fields ``(C, L)`` or ``(C, H, W)``, given and returned flat.
 
     From 32 pixels a side it works on patches of 2 x 2 (``patch`` pixels a side): four times
-        cheaper, and wider for it.
+    cheaper, and wider for it.
 
     Args:
         event_shape: shape of one field; each side must be divisible by ``patch * 2 ** levels``.
@@ -192,11 +197,11 @@ class UNet(nn.Module):
         )
 
     def forward(self, x: Tensor, s: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
-        """The network's output at ``x (n, d)`` and times ``s, t (n,)``."""
+        """The network's output at ``x (k n, d)``."""
         embedding = self.embed(self.times(s, t))
         h = self.enter(x.unflatten(-1, self.event_shape))
         if self.condition is not None:
-            h = h + self.condition(context)
+            h = add_shared(h, self.condition(context))
         skips = []
         for i, block in enumerate(self.down_blocks):
             h = block(h, embedding)

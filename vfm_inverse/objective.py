@@ -26,11 +26,10 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from vfm_inverse.adapter import Mixture, standard_normal, standardize
-from vfm_inverse.couplings import COUPLINGS, adapter_coupling
+from vfm_inverse.adapter import Mixture, standard_normal
+from vfm_inverse.couplings import COUPLINGS, adapter_coupling, minibatch_ot
 from vfm_inverse.flow_losses import FLOW_LOSSES, diagonal, sample_times
-from vfm_inverse.gaussian import ContractedNormal
-from vfm_inverse.posterior import Condition, Networks, VariationalFlowMap
+from vfm_inverse.posterior import Answer, Networks, VariationalFlowMap
 
 __all__ = ["PRESETS", "Objective"]
 
@@ -49,8 +48,8 @@ class Objective(nn.Module):
         vfm: the map to train.
         flow_loss: ``"lagrangian"``, ``"eulerian"`` or ``"semigroup"``, added to the diagonal loss;
             ``"diagonal"`` for that alone (plain flow matching, whose one-step map is not trained).
-        coupling: ``"independent"``, ``"minibatch-ot"`` or ``"adapter"`` (only with
-            ``observation="adapter"``).
+        coupling: ``"independent"``; with ``observation="adapter"`` also ``"minibatch-ot"`` or
+            ``"adapter"``.
         flow, forward, reverse: weights of the terms. ``forward=None`` is 1, or 0 for a contraction
             adapter under a conditional map, whose Gaussian start then stays as it is.
         alpha: share of the batch whose noise the adapter draws, with ``coupling="adapter"``.
@@ -81,16 +80,14 @@ class Objective(nn.Module):
             raise ValueError(
                 f"'flow_loss' must be one of {[*FLOW_LOSSES, 'diagonal']}; got {flow_loss!r}"
             )
-        if coupling not in (*COUPLINGS, "adapter"):
-            raise ValueError(
-                f"'coupling' must be one of {[*COUPLINGS, 'adapter']}; got {coupling!r}"
-            )
+        if coupling not in COUPLINGS:
+            raise ValueError(f"'coupling' must be one of {COUPLINGS}; got {coupling!r}")
         joint = vfm.observation == "adapter"
-        if not joint and (reverse or coupling == "adapter"):
+        if not joint and (reverse or coupling != "independent"):
             raise ValueError(
-                "'reverse' and coupling='adapter' need observation='adapter': a map conditioned "
-                "on y has no prior of "
-                f"its own; got observation={vfm.observation!r}"
+                "'reverse' and couplings need observation='adapter': a map conditioned on y has "
+                f"no prior of its own; got observation={vfm.observation!r}, reverse={reverse}, "
+                f"coupling={coupling!r}"
             )
         if reverse and vfm.likelihood is None:
             raise ValueError("'reverse' needs a likelihood; this problem has a simulator only")
@@ -113,84 +110,66 @@ class Objective(nn.Module):
         vfm = self.vfm
         xi = vfm.whitening.whiten(x)
         condition = vfm.condition(y, params)
+        answer = vfm.answer(condition)
+        with torch.no_grad():
+            average = vfm.answer(condition, self.average)
         terms: dict[str, Tensor] = {}
-        q = vfm.latent(condition)
         if self.forward_weight:
-            code = self._encode(xi) if vfm.observation == "adapter" else xi
-            terms["forward"] = -self.forward_weight * q.log_prob(code).mean()
+            code = self._code(xi, average)
+            terms["forward"] = -self.forward_weight * answer.q.log_prob(code).mean()
         if self.reverse:
-            terms |= self._reverse(q, condition, y, params)
+            terms |= self._reverse(answer.q, average, y, params)
         if self.flow:
-            terms |= self._flow(xi, q, condition)
+            # The frame is the averaged adapter's: it moves slowly, and is the one that will be
+            # used.
+            terms |= self._flow(average.enter(xi), answer._replace(noise=average.noise))
         total = torch.stack(list(terms.values())).sum()
         if self.adaptive:
             total = total / (total.detach().abs() + 0.01)
         return {"loss": total, **{name: value.detach() for name, value in terms.items()}}
 
-    def _flow(self, xi: Tensor, q: TorchDistribution, condition: Condition) -> dict[str, Tensor]:
-        flow_map, mode = self.vfm.flow_map, self.vfm.observation
-        context = condition.features if mode != "adapter" else None
-        target = condition.start if mode == "context" else None
-        x1 = None
-        if mode == "both":
-            # The frame is the averaged adapter's: it moves slowly, and is the one that will be
-            # used.
-            with torch.no_grad():
-                frame = self.vfm.latent(condition, self.average)
-                xi, noise = standardize(frame, xi), standardize(frame, frame.sample())
-            x1 = noise if self.coupling == "independent" else None
-        if x1 is None:
-            x1 = (
-                adapter_coupling(xi, q.sample(), self.alpha)
-                if self.coupling == "adapter"
-                else COUPLINGS[self.coupling](xi)
-            )
-        n = xi.shape[0]
+    def _flow(self, x0: Tensor, answer: Answer) -> dict[str, Tensor]:
+        """The flow loss for data ``x0 (n, d)`` in the map's coordinates."""
+        prior = self.vfm.observation == "adapter"
+        x1 = torch.randn_like(x0) if prior else answer.noise.sample()
+        if self.coupling == "minibatch-ot":
+            x1 = minibatch_ot(x0, x1)
+        elif self.coupling == "adapter":
+            x1 = adapter_coupling(x1, answer.q.sample(), self.alpha)
+        n = x0.shape[0]
         k = 0 if self.flow_loss == "diagonal" else max(1, round(self.off_diagonal * n))
-
-        def part(rows: slice) -> tuple[Tensor | None, ContractedNormal | None]:
-            return (
-                None if context is None else context[rows],
-                None if target is None else target[rows],
-            )
-
-        on, off = slice(k, n), slice(0, k)
-        c, g = part(on)
+        off, on = answer.map.rows(slice(k)), answer.map.rows(slice(k, n))
         terms = {
             "diagonal": diagonal(
-                lambda x, t: flow_map.velocity(x, t, c, g),
-                xi[on],
-                x1[on],
-                torch.rand(n - k, dtype=xi.dtype, device=xi.device),
+                on.velocity,
+                x0[k:],
+                x1[k:],
+                torch.rand(n - k, dtype=x0.dtype, device=x0.device),
             )
         }
         if k:
-            c_off, g_off = part(off)
-            s, t = sample_times(k, xi, both_directions=mode == "adapter")
+            s, t = sample_times(k, x0, both_directions=prior)
             terms[self.flow_loss] = FLOW_LOSSES[self.flow_loss](
-                lambda x, s, t: flow_map(x, s, t, c_off, g_off),
-                lambda x, t: flow_map.velocity(x, t, c_off, g_off),
-                xi[off],
-                x1[off],
-                s,
-                t,
+                off.transport, off.velocity, x0[:k], x1[:k], s, t
             )
         return {name: self.flow * value.sum() / n for name, value in terms.items()}
 
     def _reverse(
-        self, q: TorchDistribution, condition: Condition, y: Tensor, params: dict[str, Tensor]
+        self, q: TorchDistribution, average: Answer, y: Tensor, params: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         likelihood = self.vfm.likelihood
         assert likelihood is not None  # the constructor saw to it
         z = q.rsample()
-        x = self.vfm.decode(z, condition, networks=self.average)
-        misfit = -likelihood(x, **params).log_prob(y)
+        misfit = -likelihood(self.vfm.decode(z, average), **params).log_prob(y)
         divergence = q.log_prob(z) - standard_normal(z.shape[0], z).log_prob(z)
         return {"misfit": self.reverse * misfit.mean(), "kl": self.reverse * divergence.mean()}
 
     @torch.no_grad()
-    def _encode(self, xi: Tensor) -> Tensor:
-        return self.average.flow_map.encode(xi, self.vfm.steps)
+    def _code(self, xi: Tensor, average: Answer) -> Tensor:
+        """What the adapter should find likely of whitened truths ``(n, d)``: their noise under a
+        map of the prior, themselves under a conditional map."""
+        prior = self.vfm.observation == "adapter"
+        return average.map.encode(xi, self.vfm.steps) if prior else xi
 
     @torch.no_grad()
     def update_average(self, decay: float) -> None:
@@ -211,29 +190,19 @@ class Objective(nn.Module):
         says little of a conditional map, which is never trained to encode.
         """
         vfm = self.vfm
-        condition = vfm.condition(y, params)
-        flow_map, mode = self.average.flow_map, vfm.observation
-        context = condition.features if mode != "adapter" else None
-        target = condition.start if mode == "context" else None
-        xi = vfm.whitening.whiten(x)
-        q = vfm.latent(condition, self.average)
-        draws = q.sample((32,))
-        z, std = draws[0], draws.std(0)
-        prior = standard_normal(z.shape[0], z)
-        figures = {
-            "kl_per_dim": (q.log_prob(z) - prior.log_prob(z)).mean() / z.shape[-1],
-            "mean_sigma": std.mean(),
-        }
-        code = flow_map.encode(xi) if mode == "adapter" else xi
+        answer = vfm.answer(vfm.condition(y, params), self.average)
+        xi, law = vfm.whitening.whiten(x), answer.map
+        figures = {}
         if vfm.adapter is not None:
-            figures["dispersion"] = ((code - q.mean) / std).square().mean()
-        if mode == "both":
-            xi, z = standardize(q, xi), standardize(q, z)
-        one, two = (flow_map.generate(z, k, context, target) for k in (1, 2))
-        if mode != "adapter":
-            code = flow_map.encode(xi, 1, context, target)
+            draws = answer.q.sample((32,))
+            z, std = draws[0], draws.std(0)
+            divergence = answer.q.log_prob(z) - standard_normal(z.shape[0], z).log_prob(z)
+            figures["kl_per_dim"] = divergence.mean() / z.shape[-1]
+            figures["mean_sigma"] = std.mean()
+            code = self._code(xi, answer)
+            figures["dispersion"] = ((code - answer.q.mean) / std).square().mean()
+        x0, z = answer.enter(xi), answer.noise.sample()
+        one, two = law.generate(z, 1), law.generate(z, 2)
         figures["semigroup"] = (one - two).square().mean().sqrt()
-        figures["round_trip"] = (
-            (flow_map.generate(code, 1, context, target) - xi).square().mean().sqrt()
-        )
+        figures["round_trip"] = (law.generate(law.encode(x0), 1) - x0).square().mean().sqrt()
         return {name: float(value) for name, value in figures.items()}

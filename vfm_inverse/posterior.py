@@ -26,9 +26,15 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from vfm_inverse.adapter import NoiseAdapter, standard_normal, standardize, unstandardize
+from vfm_inverse.adapter import (
+    NoiseAdapter,
+    standard_law,
+    standard_normal,
+    standardize,
+    unstandardize,
+)
 from vfm_inverse.encoders import FieldFeatures, TrainedRange, VectorFeatures
-from vfm_inverse.flow_map import FlowMap
+from vfm_inverse.flow_map import ConditionedMap, FlowMap
 from vfm_inverse.gaussian import ContractedNormal
 from vfm_inverse.gaussian_start import GaussianStart
 from vfm_inverse.whitening import Whitening
@@ -36,7 +42,7 @@ from vfm_inverse.whitening import Whitening
 if TYPE_CHECKING:
     from vfm_inverse.problem import InverseProblem
 
-__all__ = ["Condition", "Networks", "PushForward", "VariationalFlowMap"]
+__all__ = ["Answer", "Condition", "Networks", "PushForward", "VariationalFlowMap"]
 
 OBSERVATION_MODES = ("adapter", "context", "both")
 CHUNK_NUMBERS = 2**18
@@ -44,10 +50,35 @@ CHUNK_NUMBERS = 2**18
 
 
 class Condition(NamedTuple):
-    """What the networks are given of one batch of observations."""
+    """What the networks are given of one batch of observations; neither part is trained."""
 
     features: Tensor
     start: ContractedNormal | None
+
+
+class Answer(NamedTuple):
+    """Networks at one batch of observations: where the noise comes from and what becomes of it.
+
+    Attributes:
+        map: the flow map.
+        q: the adapter's law over whitened coordinates; N(0, I) without an adapter.
+        noise: law of what the map starts from, batch shape ``(n,)``.
+        frame: law in whose standard coordinates the map works; ``None`` for whitened ones.
+    """
+
+    map: ConditionedMap
+    q: TorchDistribution
+    noise: TorchDistribution
+    frame: TorchDistribution | None = None
+
+    def enter(self, xi: Tensor) -> Tensor:
+        """Whitened coordinates ``(*sample, n, d)`` to those of the map."""
+        return xi if self.frame is None else standardize(self.frame, xi)
+
+    def generate(self, z: Tensor, steps: int) -> Tensor:
+        """Noise ``(*sample, n, d)`` to whitened data."""
+        data = self.map.generate(z, steps)
+        return data if self.frame is None else unstandardize(self.frame, data)
 
 
 class Networks(nn.Module):
@@ -63,14 +94,17 @@ class PushForward(TorchDistribution):
     """The law of ``decode(z)``, ``z ~ latent``; draws cost one pass of the flow map each.
 
     Args:
-        latent: ``q(z | y)``, batch shape ``(n,)``, event shape ``(d,)``.
+        latent: law of the map's noise, batch shape ``(n,)``, event shape ``(d,)``: ``q(z | y)``;
+            where the map is conditioned on y and works in the coordinates in which a Gaussian q is
+            standard, N(0, I).
         decode: ``(*sample, n, d) -> (*sample, n, *event)``.
         event_shape: shape of one field.
         batched: whether the observations came with a batch dimension; without, draws have none
             either (``latent`` keeps its batch of one).
 
     It has no ``log_prob``: the density of a push-forward needs the map's Jacobian determinant.
-    ``latent.log_prob`` is the density that importance weights in noise space need.
+    With ``observation="adapter"``, ``latent.log_prob`` is the density that importance weights in
+    noise space need.
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}
@@ -216,44 +250,33 @@ class VariationalFlowMap(nn.Module):
                 for name, value in params.items()
             }
         self._check(y, params)
-        condition = self.condition(y, params)
+        answer = self.answer(self.condition(y, params))
         return PushForward(
-            self.latent(condition), lambda z: self.decode(z, condition), self.event_shape, batched
+            answer.noise, lambda z: self.decode(z, answer), self.event_shape, batched
         )
 
     def condition(self, y: Tensor, params: Mapping[str, Tensor]) -> Condition:
-        """Features and Gaussian start of observations ``(n, *obs)``; neither is trained."""
+        """Features and Gaussian start of observations ``(n, *obs)``."""
         with torch.no_grad():
             start = None if self.start is None else self.start(y, params)
             return Condition(self.features(y, params, start), start)
 
-    def latent(self, condition: Condition, networks: Networks | None = None) -> TorchDistribution:
-        """``q(z | y)``, batch shape ``(n,)``, of these networks or of others (an average, say)."""
-        adapter = (networks or self.networks).adapter
-        if adapter is None:
-            return standard_normal(condition.features.shape[0], self.whitening.mean)
-        return adapter(*condition)
-
-    def decode(
-        self,
-        z: Tensor,
-        condition: Condition,
-        steps: int | None = None,
-        networks: Networks | None = None,
-    ) -> Tensor:
-        """Noise ``(*sample, n, d)`` to fields ``(*sample, n, *event)``."""
+    def answer(self, condition: Condition, networks: Networks | None = None) -> Answer:
+        """These networks, or others (an average, say), at the observations of ``condition``."""
         networks = networks or self.networks
-        flow_map = networks.flow_map
-        steps = steps or self.steps
+        flow_map, adapter = networks.flow_map, networks.adapter
+        features, start = condition
+        if adapter is None:
+            noise = standard_normal(features.shape[0], self.whitening.mean)
+            return Answer(flow_map.at(features, start), noise, noise)
+        q = adapter(features, start)
         if self.observation == "adapter":
-            xi = flow_map.generate(z, steps)
-        elif self.observation == "context":
-            xi = flow_map.generate(z, steps, condition.features, condition.start)
-        else:
-            q = self.latent(condition, networks)
-            zeta = flow_map.generate(standardize(q, z), steps, condition.features)
-            xi = unstandardize(q, zeta)
-        return self.whitening.unwhiten(xi)
+            return Answer(flow_map.at(), q, q)
+        return Answer(flow_map.at(features), q, standard_law(q), frame=q)
+
+    def decode(self, z: Tensor, answer: Answer) -> Tensor:
+        """Noise ``(*sample, n, d)`` to fields ``(*sample, n, *event)``."""
+        return self.whitening.unwhiten(answer.generate(z, self.steps))
 
     def save(self, path: str | Path) -> None:
         """Write a checkpoint that :func:`vfm_inverse.load` reads back; see

@@ -192,8 +192,8 @@ class Run:
             for rows in torch.arange(num).split(64):
                 part = {name: value[rows] for name, value in params.items()}
                 condition = self.vfm.condition(y[rows], part)
-                z = self.vfm.latent(condition, self.objective.average).sample((16,))
-                draws = self.vfm.decode(z, condition, networks=self.objective.average)
+                answer = self.vfm.answer(condition, self.objective.average)
+                draws = self.vfm.decode(answer.noise.sample((16,)), answer)
                 scores.append(energy_score(draws, x[rows]))
         return torch.cat(scores)
 

@@ -49,7 +49,13 @@ class GaussianStart(FittedBuffers, ABC):
     """``forward(y, params)``: the Gaussian approximation of ``p(xi | y)``, in whitened
     coordinates."""
 
+    FITTED: tuple[str, ...]
     basis: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in self.FITTED:
+            self.register_buffer(name, torch.empty(0))
 
     @property
     def rank(self) -> int:
@@ -61,26 +67,29 @@ class GaussianStart(FittedBuffers, ABC):
         """The Gaussian posterior of observations ``(n, *obs)``."""
 
 
-class FixedOperatorStart(GaussianStart):
-    """Exact for one linear operator, Gaussian noise and a Gaussian prior, at any noise level.
+class LinearStart(GaussianStart):
+    """In closed form, from linear physics and Gaussian noise.
 
     Args:
         physics: linear physics.
         likelihood: gives the noise level of an observation.
     """
 
-    left: Tensor
-    basis: Tensor
-    singular: Tensor
-    offset: Tensor
-
     def __init__(self, physics: LinearPhysics, likelihood: Likelihood) -> None:
         super().__init__()
         # Not registered: the physics is the problem's, neither trained nor stored here.
         object.__setattr__(self, "_physics", physics)
         self._likelihood = likelihood
-        for name in ("left", "basis", "singular", "offset"):
-            self.register_buffer(name, torch.empty(0))
+
+
+class FixedOperatorStart(LinearStart):
+    """Exact for one linear operator, Gaussian noise and a Gaussian prior, at any noise level."""
+
+    FITTED = ("left", "basis", "singular", "offset")
+    left: Tensor
+    basis: Tensor
+    singular: Tensor
+    offset: Tensor
 
     def fit(self, whitening: Whitening, params: Mapping[str, Tensor]) -> None:
         """Take the singular value decomposition of ``B``; ``params`` may hold noise levels
@@ -94,8 +103,11 @@ class FixedOperatorStart(GaussianStart):
         # A direction that moves no datum by a millionth of what the strongest moves it is
         # uninformed.
         informed = singular > 1e-6 * singular[0]
-        self.left, self.basis = left[:, informed].float(), right[informed].T.contiguous().float()
-        self.singular = singular[informed].float()
+        self.left, self.basis = (
+            left[:, informed].to(whitening.mean),
+            right[informed].T.contiguous().to(whitening.mean),
+        )
+        self.singular = singular[informed].to(whitening.mean)
         mean = whitening.unwhiten(torch.zeros_like(whitening.mean))
         self.offset = apply(self._physics, mean[None], one)[0]
 
@@ -112,7 +124,7 @@ class FixedOperatorStart(GaussianStart):
         )
 
 
-class VaryingOperatorStart(GaussianStart):
+class VaryingOperatorStart(LinearStart):
     """The same posterior where masks, kernels or noise levels per datum come with each
     observation.
 
@@ -120,19 +132,11 @@ class VaryingOperatorStart(GaussianStart):
     informs; otherwise the directions left out are treated as additional white noise.
     """
 
+    FITTED = ("basis", "fields", "mean_field", "truncation")
     basis: Tensor
     fields: Tensor
     mean_field: Tensor
     truncation: Tensor
-
-    def __init__(self, physics: LinearPhysics, likelihood: Likelihood) -> None:
-        super().__init__()
-        # Not registered: the physics belongs to the problem and is neither trained nor stored
-        # here.
-        object.__setattr__(self, "_physics", physics)
-        self._likelihood = likelihood
-        for name in ("basis", "fields", "mean_field", "truncation"):
-            self.register_buffer(name, torch.empty(0))
 
     def fit(self, whitening: Whitening, params: Mapping[str, Tensor], max_rank: int) -> None:
         """Average the Hessian over the given draws of the parameters and keep its leading
@@ -154,8 +158,10 @@ class VaryingOperatorStart(GaussianStart):
         basis = vectors[:, -rank:]
         # Variance of an observed datum that the kept directions do not explain.
         noise = noise_variance(self._likelihood, params, hessian).mean()
-        self.truncation = (noise * values[:-rank].clamp_min(0).sum() / max(observed, 1.0)).float()
-        self.basis = basis.float().contiguous()
+        self.truncation = (noise * values[:-rank].clamp_min(0).sum() / max(observed, 1.0)).to(
+            whitening.mean
+        )
+        self.basis = basis.to(whitening.mean).contiguous()
         self.fields = whitening.color(self.basis.T)
         self.mean_field = whitening.unwhiten(torch.zeros_like(whitening.mean))
 
@@ -183,21 +189,17 @@ class VaryingOperatorStart(GaussianStart):
 class RegressionStart(GaussianStart):
     """Linear regression of the whitened field on the observation, fitted on simulations."""
 
+    FITTED = ("center", "gain", "basis", "scale")
     center: Tensor
     gain: Tensor
     basis: Tensor
     scale: Tensor
 
-    def __init__(self) -> None:
-        super().__init__()
-        for name in ("center", "gain", "basis", "scale"):
-            self.register_buffer(name, torch.empty(0))
-
     def fit(self, xi: Tensor, y: Tensor, max_rank: int) -> None:
         """Fit on pairs ``xi (n, d)``, ``y (n, *obs)``."""
-        num = xi.shape[0]
+        num, like = xi.shape[0], xi
         data = y.flatten(1).double()
-        self.center = data.mean(0).float()
+        self.center = data.mean(0).to(like)
         deviation = (data - data.mean(0)) / num**0.5
         std = deviation.square().sum(0).sqrt().clamp_min(1e-12)
         left, singular, right = torch.linalg.svd(deviation / std, full_matrices=False)
@@ -213,10 +215,10 @@ class RegressionStart(GaussianStart):
         keep[max_rank:] = False
         if not keep.any():
             keep[0] = True
-        self.basis = directions[:, keep].float().contiguous()
-        self.scale = (1 - explained[keep]).sqrt().float()
+        self.basis = directions[:, keep].to(like).contiguous()
+        self.scale = (1 - explained[keep]).sqrt().to(like)
         to_basis = strength[keep, None] * mixing[keep]
-        self.gain = (((to_basis * filtered) @ right) / std).float()
+        self.gain = (((to_basis * filtered) @ right) / std).to(like)
 
     def forward(self, y: Tensor, params: Mapping[str, Tensor]) -> ContractedNormal:
         """The Gaussian posterior of observations ``(n, *obs)``."""

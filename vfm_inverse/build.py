@@ -103,8 +103,10 @@ def build(
     with seeded(seed), torch.no_grad():
         x, y, params = problem.simulate(num_simulations)
         if isinstance(whitening, str):
-            whitening = fit_whitening(x, whitening, problem.prior_moments())
+            free = x if problem.transform is None else problem.transform.inv(x)
+            whitening = fit_whitening(free, whitening, problem.prior_moments())
         whitening = whitening.to(x)
+        whitening.transform = problem.transform
         start = None
         if gaussian_start:
             start = fit_start(problem, whitening, (x, y, params), max_rank).to(x)
@@ -142,6 +144,7 @@ def rebuild(
                 "this map has a whitening of your own; pass one of its kind as 'whitening'"
             )
         whitening = WHITENINGS[config["whitening"]](tuple(problem.field_shape))
+    whitening.transform = problem.transform
     with seeded(0):
         _, _, params = problem.simulate(2)
         start = build_start(problem, params) if config["gaussian_start"] else None
@@ -191,6 +194,7 @@ def assemble(
         FlowMap(layers, preconditioned=config["gaussian_start"]),
         adapter,
         problem.likelihood,
+        log_prior=problem.log_prior,
         whitening=whitening,
         features=features,
         observation_shape=problem.observation_shape,

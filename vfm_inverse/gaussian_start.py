@@ -266,6 +266,8 @@ def build_start(problem: InverseProblem, params: Mapping[str, Tensor]) -> Gaussi
     physics, likelihood = problem.physics, problem.likelihood
     if not (isinstance(physics, LinearPhysics) and isinstance(likelihood, Likelihood)):
         return RegressionStart()
+    if problem.transform is not None:  # linear in the field is not linear in the coordinates
+        return RegressionStart()
     if likelihood.noise_scale(**params) is None:
         return RegressionStart()
     per_datum = noise_variance(likelihood, params, torch.empty(())).shape[1] > 1

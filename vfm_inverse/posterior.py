@@ -157,6 +157,7 @@ class VariationalFlowMap(nn.Module):
         adapter: ``q(z | y)``; ``None`` with ``observation="context"``.
         likelihood: ``x, **params`` to the law of the observation, for the reverse objective and
             for corrections; ``None`` where the problem has only a simulator.
+        log_prior: log density of the prior of x, where it is known, for corrections.
         whitening: coordinates of the map.
         features: description of an observation for the networks.
         start: Gaussian approximation of the posterior, or ``None``.
@@ -173,6 +174,7 @@ class VariationalFlowMap(nn.Module):
         adapter: NoiseAdapter | None,
         likelihood: Callable[..., Distribution] | None = None,
         *,
+        log_prior: Callable[[Tensor], Tensor] | None = None,
         whitening: Whitening,
         features: VectorFeatures | FieldFeatures,
         observation_shape: torch.Size,
@@ -194,7 +196,7 @@ class VariationalFlowMap(nn.Module):
                 f"and adapter {type(adapter).__name__}"
             )
         self.networks = Networks(flow_map, adapter)
-        self.likelihood = likelihood
+        self.likelihood, self.log_prior = likelihood, log_prior
         self.whitening = whitening
         self.features = features
         self.start = start

@@ -19,7 +19,9 @@ import xarray as xr
 from deepinv.physics import Physics
 from torch import Tensor
 from torch.distributions import Distribution
+from torch.distributions.transforms import Transform
 
+from vfm_inverse.bounded import box_of
 from vfm_inverse.labels import AxisLabels
 from vfm_inverse.likelihood import Likelihood
 from vfm_inverse.priors import LabelledPrior, Prior, moments, samplers
@@ -44,6 +46,9 @@ class InverseProblem:
         likelihood: callable ``(x, **params) -> Distribution`` over observations, whose batch shape
             is that of ``x``.
         simulator: callable ``(x, **params) -> y``; what needs a density then refuses.
+        transform: torch ``Transform``, element by element, from unbounded values to the support of
+            the prior, in whose domain the map then works: ``ExpTransform()`` for positive fields,
+            say. A distribution on a box has its own (``bounded.Box``).
         params: callable ``num -> dict`` of parameters, each ``(num, ...)``, which the observation
             model takes by name.
         test_prior: held-out prior of the same kinds. Without one, the last tenth of a prior given
@@ -63,6 +68,7 @@ class InverseProblem:
         param_shapes: shape of each parameter, without its leading dimension.
         field_labels, observation_labels: labels as ``AxisLabels``.
         likelihood: ``(x, **params) -> Distribution``, or None with a simulator.
+        transform: from unbounded values to the prior's support, or None.
         physics: as given, or None.
         device, dtype: of the draws.
 
@@ -79,6 +85,7 @@ class InverseProblem:
         physics: Physics | None = None,
         likelihood: Callable[..., Distribution] | None = None,
         simulator: Callable[..., Tensor] | None = None,
+        transform: Transform | None = None,
         params: Callable[[int], Params] | None = None,
         test_prior: Prior | None = None,
         reference: Callable[..., Distribution] | None = None,
@@ -104,6 +111,7 @@ class InverseProblem:
         self.device = torch.device("cpu")
         self.physics = physics
         self.likelihood = likelihood
+        self.transform = transform or box_of(prior)
         self._simulator = simulator
         self._params = params
         self._reference = reference
@@ -229,11 +237,18 @@ class InverseProblem:
         return self._reference(y, **params)
 
     def prior_moments(self) -> tuple[Tensor, Tensor] | None:
-        """Mean ``(d,)`` and covariance ``(d, d)`` of the flattened field in double precision.
-
-        ``None`` unless the prior is a distribution that states them.
-        """
+        """Mean ``(d,)`` and covariance ``(d, d)`` of the flattened field, or of its unbounded
+        values where there is a transform, in double precision; ``None`` unless the prior is a
+        distribution that states them."""
+        if self.transform is not None:
+            return None
         return moments(self._prior) if isinstance(self._prior, Distribution) else None
+
+    @property
+    def log_prior(self) -> Callable[[Tensor], Tensor] | None:
+        """``log p(x)`` in nats, ``(*batch, *field_shape)`` to ``(*batch,)``; ``None`` unless the
+        prior is a distribution."""
+        return self._prior.log_prob if isinstance(self._prior, Distribution) else None
 
     def check_observation(
         self, y: Tensor, params: Mapping[str, Tensor] | None = None

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions.transforms import Transform
 
 __all__ = [
     "DenseWhitening",
@@ -51,30 +52,49 @@ class FittedBuffers(nn.Module):
 
 
 class Whitening(FittedBuffers, ABC):
-    """Affine, invertible change of coordinates between fields and whitened vectors.
+    """Invertible change of coordinates between fields and whitened vectors.
 
     Args:
         event_shape: shape of one field, without batch dimensions.
+
+    Attributes:
+        transform: element by element from unbounded values to the prior's support, before which
+            the change of coordinates is affine; ``None`` where the prior has no bounds.
     """
 
     mean: Tensor
 
     def __init__(self, event_shape: tuple[int, ...]) -> None:
         super().__init__()
+        self.transform: Transform | None = None
         self.event_shape = torch.Size(event_shape)
         self.dim = math.prod(event_shape)
         self.register_buffer("mean", torch.zeros(self.dim))
 
     def whiten(self, x: Tensor) -> Tensor:
         """Fields ``(*batch, *event)`` to coordinates ``(*batch, d)``."""
-        return self._divide(x.flatten(-len(self.event_shape)) - self.mean)
+        v = x if self.transform is None else self.transform.inv(x)
+        return self._divide(v.flatten(-len(self.event_shape)) - self.mean)
 
     def unwhiten(self, xi: Tensor) -> Tensor:
         """Coordinates ``(*batch, d)`` to fields ``(*batch, *event)``."""
+        v = self._unbounded(xi)
+        return v if self.transform is None else self.transform(v)
+
+    def log_det(self, xi: Tensor) -> Tensor:
+        """``log |dx / dxi|`` up to a constant, ``(*batch, d)`` to ``(*batch,)``."""
+        if self.transform is None:
+            return torch.zeros_like(xi[..., 0])
+        v = self._unbounded(xi)
+        rate = self.transform.log_abs_det_jacobian(v, self.transform(v))
+        return rate.flatten(-len(self.event_shape)).sum(-1)
+
+    def _unbounded(self, xi: Tensor) -> Tensor:
         return (self.mean + self._multiply(xi)).unflatten(-1, self.event_shape)
 
     def color(self, xi: Tensor) -> Tensor:
-        """The linear part of :meth:`unwhiten`: ``S xi`` as fields ``(*batch, *event)``."""
+        """The linear part of :meth:`unwhiten` where the prior has no bounds: ``S xi`` as fields
+        ``(*batch, *event)``."""
         return self._multiply(xi).unflatten(-1, self.event_shape)
 
     @abstractmethod

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vfm_inverse import calibration, operators, problems
+    from vfm_inverse import calibration, correction, operators, problems
     from vfm_inverse.adapter import NoiseAdapter
     from vfm_inverse.checkpoint import load
     from vfm_inverse.flow_map import FlowMap
@@ -29,6 +29,7 @@ __all__ = [
     "VariationalFlowMap",
     "__version__",
     "calibration",
+    "correction",
     "fit",
     "load",
     "operators",
@@ -51,7 +52,7 @@ _HOME = {
     "load": "checkpoint",
     "to_xarray": "labelled",
 }
-_SUBMODULES = frozenset({"calibration", "operators", "problems"})
+_SUBMODULES = frozenset({"calibration", "correction", "operators", "problems"})
 
 
 def __getattr__(name: str) -> Any:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from vfm_inverse.encoders import FieldEncoder, VectorEncoder
-from vfm_inverse.gaussian import ContractedNormal
+from vfm_inverse.gaussian import ContractedNormal, StandardNormal
 from vfm_inverse.networks import zero
 
 __all__ = [
@@ -261,10 +261,11 @@ def bounded_exp(log_scale: Tensor) -> Tensor:
     return (MAX_LOG_SCALE * torch.tanh(log_scale / MAX_LOG_SCALE)).exp()
 
 
-def standard_normal(num: int, like: Tensor) -> dist.TorchDistribution:
+def standard_normal(num: int, like: Tensor) -> StandardNormal:
     """N(0, I) with batch shape ``(num,)``, over vectors the size of ``like``'s last dimension."""
-    loc = torch.zeros(num, like.shape[-1], dtype=like.dtype, device=like.device)
-    return dist.Normal(loc, torch.ones_like(loc), validate_args=False).to_event(1)
+    return StandardNormal(
+        torch.zeros((), dtype=like.dtype, device=like.device), num, like.shape[-1]
+    )
 
 
 def standardize(q: dist.TorchDistribution, z: Tensor) -> Tensor:

@@ -20,7 +20,52 @@ import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
-__all__ = ["ContractedNormal"]
+__all__ = ["ContractedNormal", "StandardNormal"]
+
+
+class StandardNormal(TorchDistribution):
+    """N(0, I) over vectors ``(dim,)`` with batch shape ``(num,)``.
+
+    Independent normals of torch draw with a mean and a scale for every number, which takes several
+    times as long.
+
+    Args:
+        like: any tensor of the dtype and device that draws shall have.
+        num: laws in the batch.
+        dim: d.
+    """
+
+    arg_constraints: dict[str, Any] = {}
+    support = constraints.real_vector
+    has_rsample = True
+
+    def __init__(self, like: Tensor, num: int, dim: int) -> None:
+        self._like = like
+        super().__init__(torch.Size([num]), torch.Size([dim]), validate_args=False)
+
+    @property
+    def mean(self) -> Tensor:
+        """Zeros, ``(num, dim)``."""
+        return self._like.new_zeros(self.batch_shape + self.event_shape)
+
+    @property
+    def variance(self) -> Tensor:
+        """Ones, ``(num, dim)``."""
+        return self._like.new_ones(self.batch_shape + self.event_shape)
+
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        """Draws, ``(*sample, num, dim)``."""
+        shape = self._extended_shape(torch.Size(sample_shape))
+        return torch.randn(shape, dtype=self._like.dtype, device=self._like.device)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density of ``value (*sample, num, dim)``, ``(*sample, num)``."""
+        return -0.5 * (value.square() + math.log(2 * math.pi)).sum(-1)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> StandardNormal:
+        """The same law over a larger batch."""
+        (num,) = torch.Size(batch_shape)
+        return StandardNormal(self._like, num, self.event_shape[0])
 
 
 class ContractedNormal(TorchDistribution):

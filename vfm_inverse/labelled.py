@@ -29,6 +29,7 @@ import xarray as xr
 from torch import Tensor
 
 from vfm_inverse import __version__
+from vfm_inverse.correction.ensemble import Ensemble
 from vfm_inverse.files import replacing
 from vfm_inverse.labels import squeezed
 from vfm_inverse.likelihood import Likelihood
@@ -41,12 +42,11 @@ __all__ = ["load_observation", "observation_to_xarray", "save_netcdf", "to_xarra
 DRAW, BATCH = "draw", "observation"
 OBSERVED, ERROR_STD, PARAM = "observed", "error_std", "param_"
 
-
 # Out ------------------------------------------------------------------------------------------
 
 
 def to_xarray(
-    draws: Tensor,
+    draws: Tensor | Ensemble,
     problem: InverseProblem,
     y: Tensor | None = None,
     *,
@@ -56,7 +56,8 @@ def to_xarray(
     """Posterior draws with the field's dimensions, coordinates and units.
 
     Args:
-        draws: ``(num_draws, batch, *field)``, or ``(num_draws, *field)`` for one observation.
+        draws: ``(num_draws, batch, *field)``, or ``(num_draws, *field)`` for one observation; an
+            ensemble brings its weights and diagnostics along.
         problem: whose labels are used.
         y: the observations ``(batch, *observation)``, to be written beside the draws.
         params: their parameters.
@@ -65,8 +66,10 @@ def to_xarray(
     Raises:
         ValueError: shapes do not fit the problem.
     """
-    labels = problem.field_labels
-    lead = draws.dim() - len(problem.field_shape)
+    further: dict[str, Any] = {}
+    if isinstance(draws, Ensemble):
+        further, draws = draws.variables(DRAW, BATCH), draws.samples
+    labels, lead = problem.field_labels, draws.dim() - len(problem.field_shape)
     if lead not in (1, 2) or draws.shape[lead:] != problem.field_shape:
         raise ValueError(
             f"'draws' must have shape (num_draws, batch, *{tuple(problem.field_shape)}); "
@@ -80,7 +83,7 @@ def to_xarray(
     dataset = xr.Dataset(
         {labels.name: (((DRAW, BATCH)[:lead] + labels.dims), values.numpy(), labels.attrs)},
         coords={**labels.coords, DRAW: np.arange(draws.shape[0])},
-    )
+    ).assign(further)
     if y is not None:
         observation = _observation(y, dict(params or {}), problem)
         # A field and its data may share dimensions, which then have to be the same.

@@ -244,18 +244,26 @@ class VariationalFlowMap(nn.Module):
         Warns:
             UserWarning: an observation lies outside the range of the training simulations.
         """
-        batched = y.dim() > len(self.observation_shape)
-        if not batched:
-            y = y.unsqueeze(0)
-            params = {
-                name: value.unsqueeze(0) if value.shape == self.param_shapes.get(name) else value
-                for name, value in params.items()
-            }
-        self._check(y, params)
+        y, params, batched = self.batch(y, params)
         answer = self.answer(self.condition(y, params))
         return PushForward(
             answer.noise, lambda z: self.decode(z, answer), self.event_shape, batched
         )
+
+    def batch(
+        self, y: Tensor, params: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor], bool]:
+        """Observations ``(n, *obs)`` and parameters, checked, and whether they came as a batch;
+        raises and warns as :meth:`forward` does."""
+        params = dict(params)
+        batched = y.dim() > len(self.observation_shape)
+        if not batched:
+            y = y.unsqueeze(0)
+            for name, value in params.items():
+                if value.shape == self.param_shapes.get(name):
+                    params[name] = value.unsqueeze(0)
+        self._check(y, params)
+        return y, params, batched
 
     def condition(self, y: Tensor, params: Mapping[str, Tensor]) -> Condition:
         """Features and Gaussian start of observations ``(n, *obs)``."""

@@ -1,0 +1,34 @@
+"""Corrections of a map's draws towards the exact posterior, and a test of whether they are needed.
+
+=================  ==============================================================================
+:func:`psis`       Pareto-smoothed importance weights, with their k-hat
+:func:`smc`        tempered sequential Monte Carlo from the draws to the posterior
+:func:`mcmc`       Markov chains (``pcn``, ``mala``, Pyro's ``nuts``) started at the draws
+:func:`auto`       the first of these whose diagnostics are satisfied, observation by observation
+:func:`ksd`        kernel Stein discrepancy of the draws, with a p-value
+:func:`conformal`  intervals with guaranteed coverage, from held-out simulations
+=================  ==============================================================================
+"""
+
+from __future__ import annotations
+
+from vfm_inverse.correction.conformal import conformal, temperature
+from vfm_inverse.correction.ensemble import Ensemble
+from vfm_inverse.correction.importance import psis
+from vfm_inverse.correction.ladder import auto
+from vfm_inverse.correction.mcmc import mcmc
+from vfm_inverse.correction.smc import smc
+from vfm_inverse.correction.stein import ksd
+from vfm_inverse.correction.target import Target
+
+__all__ = [
+    "Ensemble",
+    "Target",
+    "auto",
+    "conformal",
+    "ksd",
+    "mcmc",
+    "psis",
+    "smc",
+    "temperature",
+]

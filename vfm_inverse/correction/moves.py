@@ -1,0 +1,100 @@
+r"""Markov moves that leave a tempered posterior as it is, for all draws and observations at once.
+
+Both are Metropolis-Hastings moves in the target's coordinates u, in which the map's draws are
+about N(0, I):
+
+* ``pcn``, preconditioned Crank-Nicolson: :math:`u' = \sqrt{1 - \rho^2}\, u + \rho\, e`, which is
+  reversible for N(0, I), so that only the departure from it is accepted or rejected. No gradient
+  (Cotter et al. 2013, Statist. Sci. 28, 424, https://arxiv.org/abs/1202.0709);
+* ``mala``: a step along the gradient, :math:`u' = u + \tfrac{\rho^2}{2} \nabla \log p(u) + \rho e`
+  (Roberts and Tweedie 1996, Bernoulli 2, 341).
+
+Each observation has its own step, adapted by a Robbins-Monro recursion.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vfm_inverse.correction.target import Target
+
+__all__ = ["ACCEPTANCE", "State", "adapt", "mala", "pcn"]
+
+ACCEPTANCE = {"pcn": 0.3, "mala": 0.574}
+"""Shares of accepted moves that the step is adapted to."""
+
+MOVES = ("pcn", "mala")
+
+
+class State(NamedTuple):
+    """Draws ``u (num, n, d)`` with the log densities, ``(num, n)``, of posterior and reference,
+    and for ``mala`` the gradient of the former."""
+
+    u: Tensor
+    log_prob: Tensor
+    log_reference: Tensor
+    gradient: Tensor | None = None
+
+    def tempered(self, power: Tensor) -> Tensor:
+        """``log r + power (log p - log r)``, ``(num, n)``; for power one the posterior itself."""
+        if bool((power == 1).all()):
+            return self.log_prob
+        # A draw of density zero stays at zero for every positive power.
+        return (1 - power) * self.log_reference + power * self.log_prob
+
+
+def pcn(target: Target, state: State, step: Tensor, power: Tensor) -> tuple[State, Tensor]:
+    """One move; ``step`` and ``power`` are ``(n,)``. Returns the share accepted, ``(n,)``."""
+    rho = step.clamp(max=1.0).unsqueeze(-1)
+    proposal = (1 - rho.square()).sqrt() * state.u + rho * torch.randn_like(state.u)
+    new = evaluate(target, proposal, needs_reference=bool((power < 1).any()))
+    gain = new.tempered(power) - target.log_normal(proposal)
+    gain = gain - state.tempered(power) + target.log_normal(state.u)
+    return accept(state, new, gain)
+
+
+def mala(target: Target, state: State, step: Tensor, power: Tensor) -> tuple[State, Tensor]:
+    """One move on the posterior itself (power one)."""
+    rho = step.unsqueeze(-1)
+    if state.gradient is None:
+        log_prob, gradient = target.score(state.u)
+        state = state._replace(log_prob=log_prob, gradient=gradient)
+    assert state.gradient is not None
+    forward = state.u + 0.5 * rho.square() * state.gradient
+    proposal = forward + rho * torch.randn_like(state.u)
+    log_prob, gradient = target.score(proposal)
+    new = State(proposal, log_prob, log_prob, gradient)
+    backward = proposal + 0.5 * rho.square() * gradient
+    there = ((proposal - forward) / rho).square().sum(-1)
+    back = ((state.u - backward) / rho).square().sum(-1)
+    return accept(state, new, log_prob - state.log_prob + 0.5 * (there - back))
+
+
+def evaluate(target: Target, u: Tensor, needs_reference: bool) -> State:
+    """A state at ``u``."""
+    log_prob = target.log_prob(u)
+    return State(u, log_prob, target.log_reference(u) if needs_reference else log_prob)
+
+
+def accept(state: State, new: State, log_ratio: Tensor) -> tuple[State, Tensor]:
+    """Metropolis-Hastings: the new draw with probability ``exp(log_ratio)``."""
+    log_ratio = torch.where(log_ratio.isnan(), -torch.inf, log_ratio)
+    taken = torch.rand_like(log_ratio).log() < log_ratio
+    merged = State(
+        torch.where(taken.unsqueeze(-1), new.u, state.u),
+        torch.where(taken, new.log_prob, state.log_prob),
+        torch.where(taken, new.log_reference, state.log_reference),
+        None
+        if state.gradient is None or new.gradient is None
+        else torch.where(taken.unsqueeze(-1), new.gradient, state.gradient),
+    )
+    return merged, taken.to(log_ratio).mean(0)
+
+
+def adapt(step: Tensor, accepted: Tensor, wanted: float, iteration: int) -> Tensor:
+    """Steps ``(n,)`` after one more move, towards the wanted share of acceptance."""
+    rate = (iteration + 1) ** -0.6
+    return (step.log() + rate * (accepted - wanted) * 3).exp().clamp(1e-6, 10.0)

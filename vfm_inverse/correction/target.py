@@ -1,0 +1,202 @@
+r"""The posterior of given observations, as an unnormalised density that draws can be held against.
+
+A map answers with :math:`x = f(u)`, :math:`u \sim r`, and the coordinates ``u`` of its noise are
+where corrections work: there the draws come from a law of known density r, close to N(0, I), and
+the posterior differs from it only as far as the map is wrong. With the whitened field
+:math:`\xi(u)` the target is
+
+* for a map of the prior (``observation="adapter"``): :math:`\mathcal N(z; 0, I)\, p(y \mid x)`,
+  :math:`z = \mu + C^{1/2} u` under a Gaussian q. No Jacobian, and no density of the prior: it is
+  exact for the prior that the map has learned;
+* for a conditional map: :math:`p(\xi)\, p(y \mid x)\, |\det \partial \xi / \partial u|`. The
+  determinant takes one forward-mode derivative a dimension, and the prior needs a density;
+* the same without the determinant in the ``direct`` coordinates
+  :math:`\xi = \mu + C^{1/2} u`: the density of the draws is then unknown, which Markov chains do
+  not mind.
+
+All densities are up to a constant for each observation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from vfm_inverse.adapter import standard_law, standard_normal, standardize, unstandardize
+from vfm_inverse.posterior import VariationalFlowMap
+
+__all__ = ["Target"]
+
+TRANSPORT_LIMIT = 64
+"""Most dimensions for which the determinant of a map is taken."""
+
+CHUNK = 2**22
+"""Numbers of activations or Jacobians held at once, roughly; bounds memory."""
+
+
+class Target:
+    """Posteriors of n observations, in d coordinates each.
+
+    Args:
+        vfm: the map.
+        y: observations ``(n, *obs)``.
+        params: their parameters.
+        direct: leave the map out of the coordinates. By default only where its determinant would
+            be needed in more than ``TRANSPORT_LIMIT`` dimensions.
+
+    Attributes:
+        num: n.
+        dim: d.
+        direct: whether the draws' density is unknown.
+
+    Raises:
+        ValueError: the map has no likelihood, or needs a density of the prior and has none.
+    """
+
+    def __init__(
+        self,
+        vfm: VariationalFlowMap,
+        y: Tensor,
+        params: Mapping[str, Tensor],
+        direct: bool | None = None,
+    ) -> None:
+        if vfm.likelihood is None:
+            raise ValueError(
+                "correction needs a likelihood; this map was made for a problem with a simulator "
+                "only"
+            )
+        prior_map = vfm.observation == "adapter"
+        if not prior_map and vfm.log_prior is None:
+            raise ValueError(
+                "correction of a map that is conditioned on y needs the prior's density: give the "
+                "problem a torch Distribution as prior, or build the map with "
+                f"observation='adapter'; got observation={vfm.observation!r}"
+            )
+        self.vfm, self.y, self.params = vfm, y, dict(params)
+        with torch.no_grad():
+            condition = vfm.condition(y, params)
+            self.answer = vfm.answer(condition)
+        self.num, self.dim = y.shape[0], vfm.whitening.dim
+        self._prior_map = prior_map
+        self._frame = self.answer.q if prior_map else self.answer.frame or self.answer.map.target
+        self.direct = (
+            not prior_map and self.dim > TRANSPORT_LIMIT if direct is None else direct
+        ) and not prior_map
+        normal = standard_normal(self.num, vfm.whitening.mean)
+        self.reference = standard_law(self.answer.q) if prior_map else self.answer.noise
+        self._normal = normal
+
+    @torch.no_grad()
+    def sample(self, num: int) -> Tensor:
+        """The map's own draws, ``(num, n, d)``."""
+        u = self.reference.sample(torch.Size([num]))
+        if not self.direct:
+            return u
+        xi = self._chunked(lambda part: self.answer.generate(part, self.vfm.steps), u)
+        return xi if self._frame is None else standardize(self._frame, xi)
+
+    def field(self, u: Tensor) -> Tensor:
+        """``x (num, n, *event)`` at ``u (num, n, d)``."""
+        return self.vfm.whitening.unwhiten(self.whitened(u))
+
+    def whitened(self, u: Tensor) -> Tensor:
+        """``xi (num, n, d)`` at ``u (num, n, d)``."""
+        if self.direct:
+            return u if self._frame is None else unstandardize(self._frame, u)
+        if self._prior_map:
+            return self.answer.map.generate(self._noise(u), self.vfm.steps)
+        return self.answer.generate(u, self.vfm.steps)
+
+    def log_reference(self, u: Tensor) -> Tensor:
+        """Log density of the map's draws, ``(num, n)``.
+
+        Raises:
+            ValueError: it is unknown in direct coordinates.
+        """
+        if self.direct:
+            raise ValueError(
+                f"the density of this map's draws is unknown: that takes a determinant in "
+                f"{self.dim} dimensions, and {TRANSPORT_LIMIT} are the most; use correction.mcmc, "
+                "or build the map with observation='adapter'"
+            )
+        return self.reference.log_prob(u)
+
+    def log_normal(self, u: Tensor) -> Tensor:
+        """``log N(u; 0, I)``, ``(num, n)``."""
+        return self._normal.log_prob(u)
+
+    def log_prob(self, u: Tensor) -> Tensor:
+        """Log density of the posterior, ``(num, n)``; minus infinity where it is not a number."""
+        value = self._chunked(self._log_prob, u)
+        return torch.where(value.isnan(), -torch.inf, value)
+
+    def score(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """``log_prob`` and its gradient in u, ``(num, n)`` and ``(num, n, d)``."""
+
+        def both(part: Tensor) -> Tensor:
+            part = part.detach().requires_grad_(True)
+            with torch.enable_grad():
+                value = self._log_prob(part)
+                (gradient,) = torch.autograd.grad(value.sum(), part)
+            return torch.cat([value.detach().unsqueeze(-1), gradient], -1)
+
+        value, gradient = self._chunked(both, u).split([1, self.dim], -1)
+        finite = torch.isfinite(value) & torch.isfinite(gradient).all(-1, keepdim=True)
+        return (
+            torch.where(finite, value, -torch.inf).squeeze(-1),
+            torch.where(finite, gradient, 0.0),
+        )
+
+    def differentiable(self, u: Tensor) -> Tensor:
+        """:meth:`log_prob` for callers that take gradients themselves: neither chunked nor
+        cleaned."""
+        return self._log_prob(u)
+
+    def rows(self, rows: slice | Tensor) -> Target:
+        """The target of some of the observations."""
+        params = {name: value[rows] for name, value in self.params.items()}
+        return Target(self.vfm, self.y[rows], params, self.direct)
+
+    def _noise(self, u: Tensor) -> Tensor:
+        return unstandardize(self.answer.q, u)
+
+    def _log_prob(self, u: Tensor) -> Tensor:
+        if self._prior_map:
+            z = self._noise(u)
+            x = self.vfm.decode(z, self.answer)
+            return self._normal.log_prob(z) + self._log_likelihood(x)
+        log_prior = self.vfm.log_prior
+        assert log_prior is not None  # the constructor saw to it
+        whitening = self.vfm.whitening
+        xi = self.whitened(u)
+        x = whitening.unwhiten(xi)
+        value = log_prior(x) + whitening.log_det(xi) + self._log_likelihood(x)
+        return value if self.direct else value + self._log_determinant(u)
+
+    def _log_likelihood(self, x: Tensor) -> Tensor:
+        likelihood = self.vfm.likelihood
+        assert likelihood is not None
+        return likelihood(x, **self.params).log_prob(self.y)
+
+    def _log_determinant(self, u: Tensor) -> Tensor:
+        """``log |det|`` of the map in its own coordinates, ``(num, n)``; those of its frame are
+        constant."""
+        basis = torch.eye(self.dim, dtype=u.dtype, device=u.device)
+
+        def along(direction: Tensor) -> Tensor:
+            tangent = direction.expand_as(u)
+            return torch.func.jvp(
+                lambda v: self.answer.map.generate(v, self.vfm.steps), (u,), (tangent,)
+            )[1]
+
+        columns = torch.func.vmap(along)(basis)
+        return torch.linalg.slogdet(columns.movedim(0, -1)).logabsdet
+
+    def _chunked(self, function: Callable[[Tensor], Tensor], u: Tensor) -> Tensor:
+        cost = self.num * max(self.dim, 64)
+        if not self._prior_map and not self.direct:
+            cost *= self.dim
+        rows = max(1, CHUNK // cost)
+        return torch.cat([function(part) for part in u.split(rows)])

@@ -99,10 +99,14 @@ def test_every_public_name_is_in_the_docs(module: str) -> None:
     pages = "\n".join(page.read_text() for page in sorted((ROOT / "docs" / "api").glob("*.md")))
     entry = re.search(rf"automodule:: {re.escape(module)}\n((?: +:.*\n)*)", pages)
     assert entry is not None, f"no page of docs/api has 'automodule:: {module}'"
-    assert ":members:" in entry[1], f"docs/api leaves out the members of {module}"
     loaded = importlib.import_module(module)
+    own = [
+        n for n in loaded.__all__ if getattr(getattr(loaded, n), "__module__", module) == module
+    ]
+    # A package that only gathers names shows them where they live.
+    assert ":members:" in entry[1] or not own, f"docs/api leaves out the members of {module}"
     assert loaded.__doc__, f"{module} has no docstring"
-    for name in getattr(loaded, "__all__", []):
+    for name in loaded.__all__:
         value = getattr(loaded, name)
         if inspect.isclass(value) or inspect.isfunction(value):
             assert value.__doc__, f"{module}.{name} has no docstring"

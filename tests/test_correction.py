@@ -13,12 +13,12 @@ from torch.distributions import Independent, Normal, Uniform
 
 import vfm_inverse as vi
 from vfm_inverse import calibration, correction, problems
-from vfm_inverse.correction.conformal import Tempered
 from vfm_inverse.correction.ensemble import systematic
 from vfm_inverse.correction.importance import smooth
-from vfm_inverse.correction.smc import split_rhat
+from vfm_inverse.correction.recalibration import Tempered
 from vfm_inverse.correction.stein import stein_test
 from vfm_inverse.correction.target import Target
+from vfm_inverse.correction.tempering import split_rhat
 from vfm_inverse.posterior import VariationalFlowMap
 from vfm_inverse.problem import InverseProblem
 

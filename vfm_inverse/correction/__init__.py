@@ -12,14 +12,14 @@
 
 from __future__ import annotations
 
-from vfm_inverse.correction.conformal import conformal, temperature
+from vfm_inverse.correction.chains import mcmc
 from vfm_inverse.correction.ensemble import Ensemble
 from vfm_inverse.correction.importance import psis
 from vfm_inverse.correction.ladder import auto
-from vfm_inverse.correction.mcmc import mcmc
-from vfm_inverse.correction.smc import smc
+from vfm_inverse.correction.recalibration import conformal, temperature
 from vfm_inverse.correction.stein import ksd
 from vfm_inverse.correction.target import Target
+from vfm_inverse.correction.tempering import smc
 
 __all__ = [
     "Ensemble",

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from vfm_inverse.correction.chains import chain_figures, march
 from vfm_inverse.correction.ensemble import Ensemble, effective_size
 from vfm_inverse.correction.importance import GOOD_SHAPE, smooth
-from vfm_inverse.correction.mcmc import chain_figures, march
-from vfm_inverse.correction.smc import anneal
 from vfm_inverse.correction.target import Target
+from vfm_inverse.correction.tempering import anneal
 from vfm_inverse.posterior import VariationalFlowMap
 from vfm_inverse.randomness import seeded
 

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from vfm_inverse.correction.ensemble import Ensemble
 from vfm_inverse.correction.moves import ACCEPTANCE, State, adapt, mala, pcn
-from vfm_inverse.correction.smc import split_rhat
 from vfm_inverse.correction.target import Target
+from vfm_inverse.correction.tempering import split_rhat
 from vfm_inverse.posterior import VariationalFlowMap
 from vfm_inverse.randomness import seeded
 

@@ -43,7 +43,7 @@ def trained(name: str) -> tuple[NoiseAdapter, TorchDistribution]:
     """Weights as after training, and what the adapter says of three encodings."""
     made, first = adapter(name)
     for parameter in made.parameters():
-        nn.init.normal_(parameter, std=0.2)
+        nn.init.normal_(parameter, std=0.05 if "spline" in name else 0.2)
     return made, made(torch.randn(3, WIDTH), first)
 
 
@@ -74,10 +74,12 @@ def test_contraction_stays_near_its_start() -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_density_integrates_to_one(name: str) -> None:
     _, q = trained(name)
-    # A grid of each law's own size: 12 standard deviations to either side, 0.05 apart.
-    axis = torch.linspace(-12, 12, 481)
-    std = q.sample((10_000,)).std(0)
-    grid = q.mean.detach() + std * torch.cartesian_prod(axis, axis).unsqueeze(1)
+    # A grid of each law's own size: 12 standard deviations to either side, 0.05 apart (0.1 for the
+    # spline, whose evaluation takes longer).
+    axis = torch.linspace(-12, 12, 241 if "spline" in name else 481)
+    draws = q.sample((10_000,))
+    std = draws.std(0)
+    grid = draws.mean(0) + std * torch.cartesian_prod(axis, axis).unsqueeze(1)
     with torch.no_grad():
         mass = q.log_prob(grid).exp().sum(0) * std.prod(-1) * (axis[1] - axis[0]) ** 2
     torch.testing.assert_close(mass, torch.ones(3), atol=2e-3, rtol=0)
@@ -89,17 +91,20 @@ def test_draws_follow_the_stated_moments_and_batch_alone(name: str) -> None:
     assert q.batch_shape == (3,)
     assert q.event_shape == (DIM,)
     draws = q.sample((100_000,))
-    torch.testing.assert_close(draws.mean(0), q.mean, atol=0.05, rtol=0.02)
+    mean = draws.mean(0)
+    if "spline" not in name:  # which has no mean in closed form
+        torch.testing.assert_close(mean, q.mean, atol=0.05, rtol=0.02)
     # The density the draws were made with: importance weights to it average to one.
-    wide = torch.distributions.MultivariateNormal(q.mean[0], 2 * torch.cov(draws[:, 0].T))
+    wide = torch.distributions.MultivariateNormal(mean[0], 2 * torch.cov(draws[:, 0].T))
     other = wide.sample((100_000,)).unsqueeze(1).expand(-1, 3, -1)
     with torch.no_grad():
         weight = (q.log_prob(other)[:, 0] - wide.log_prob(other[:, 0])).exp()
-    second = (weight.unsqueeze(-1) * (other[:, 0] - q.mean[0]).square()).mean(0)
+    second = (weight.unsqueeze(-1) * (other[:, 0] - mean[0]).square()).mean(0)
     torch.testing.assert_close(second, draws[:, 0].var(0), atol=0.02, rtol=0.05)
     h, first = torch.randn(3, WIDTH), None if name in PLAIN else start()
     alone = made(h[:1], None if first is None else first[:1]).log_prob(draws[:5, :1])
-    torch.testing.assert_close(alone, made(h, first).log_prob(draws[:5])[:, :1])
+    together = made(h, first).log_prob(draws[:5])[:, :1]
+    torch.testing.assert_close(alone, together, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -115,8 +120,8 @@ def test_both_training_terms_reach_every_parameter(name: str) -> None:
     assert q.rsample((2,)).requires_grad
 
 
-@pytest.mark.parametrize("name", ["contraction", "diagonal", "full", "full stacked"])
-def test_gaussian_families_have_a_frame(name: str) -> None:
+@pytest.mark.parametrize("name", ["contraction", "diagonal", "full", "full stacked", "spline"])
+def test_families_have_a_frame(name: str) -> None:
     _, q = trained(name)
     zeta = standardize(q, q.sample((100_000,)))
     torch.testing.assert_close(unstandardize(q, zeta), unstandardize(q, zeta).clone())
@@ -124,6 +129,8 @@ def test_gaussian_families_have_a_frame(name: str) -> None:
     for i in range(3):
         torch.testing.assert_close(torch.cov(zeta[:, i].T), torch.eye(DIM), atol=0.03, rtol=0)
     z = zeta[:4]
+    if name == "spline":
+        return
     # Affine: the density is that of N(0, I) up to a constant.
     gap = q.log_prob(unstandardize(q, z)) - standard_normal(3, z).log_prob(z)
     torch.testing.assert_close(gap, gap[:1].expand_as(gap), atol=1e-3, rtol=1e-4)

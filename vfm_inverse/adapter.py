@@ -5,7 +5,8 @@ An adapter is an encoder, a linear head that starts at zero, and a family:
 * ``contraction`` starts as the Gaussian start itself (:mod:`vfm_inverse.gaussian_start`), from
   which the network may depart by a bounded amount: means by a few of the start's standard
   deviations, scales by a factor of a few;
-* ``diagonal``, ``low-rank``, ``full`` Gaussians and a ``mixture`` of them start at N(0, I). Where
+* ``diagonal``, ``low-rank``, ``full`` Gaussians, a ``mixture`` of them and a ``spline`` flow
+  (:mod:`vfm_inverse.splines`) start at N(0, I). Where
   there is a Gaussian start they are stacked on it: N(0, I) in the coordinates in which the start
   is standard, hence the start again.
 
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from vfm_inverse.encoders import FieldEncoder, VectorEncoder
 from vfm_inverse.gaussian import ContractedNormal, StandardNormal
 from vfm_inverse.networks import zero
+from vfm_inverse.splines import Flowed, fresh_flow
 
 __all__ = [
     "FAMILIES",
@@ -146,6 +148,19 @@ class Mixture(Family):
         return dist.MixtureSameFamily(weights, self.part(parts), validate_args=False)
 
 
+class Spline(Family):
+    """A conditional neural spline flow, for posteriors that no Gaussian resembles."""
+
+    def __init__(self, dim: int, context: int = 64) -> None:
+        super().__init__(dim)
+        self.size = context
+        self.flow = fresh_flow(dim, context)
+
+    def forward(self, numbers: Tensor) -> Flowed:
+        like = numbers[..., :1].expand(*numbers.shape[:-1], self.dim)
+        return Flowed(self.flow(numbers).transform, numbers.shape[:-1], like)
+
+
 class Contraction(nn.Module):
     """The Gaussian start, moved and rescaled along its informed directions.
 
@@ -211,6 +226,7 @@ FAMILIES: dict[str, type[Family]] = {
     "low-rank": LowRank,
     "full": Full,
     "mixture": Mixture,
+    "spline": Spline,
 }
 
 
@@ -250,6 +266,7 @@ class NoiseAdapter(nn.Module):
 
 FRAMED = (
     ContractedNormal,
+    Flowed,
     torch.distributions.MultivariateNormal,
     torch.distributions.Independent,
 )
@@ -269,11 +286,11 @@ def standard_normal(num: int, like: Tensor) -> StandardNormal:
 
 
 def standardize(q: dist.TorchDistribution, z: Tensor) -> Tensor:
-    """Coordinates ``(*sample, n, d)`` in which a Gaussian ``q`` is N(0, I); ``z`` itself for any
-    other law."""
+    """Coordinates ``(*sample, n, d)`` in which a Gaussian or a spline ``q`` is N(0, I); ``z``
+    itself for any other law."""
     if isinstance(q, Stacked):
         return standardize(q.base, q.start.standardize(z))
-    if isinstance(q, ContractedNormal):
+    if isinstance(q, ContractedNormal | Flowed):
         return q.standardize(z)
     if isinstance(q, torch.distributions.MultivariateNormal):
         return _rows(
@@ -289,7 +306,7 @@ def standard_law(q: dist.TorchDistribution) -> dist.TorchDistribution:
     if isinstance(q, Stacked):
         return standard_law(q.base)
     if isinstance(q, FRAMED):
-        return standard_normal(q.batch_shape[0], q.mean)
+        return standard_normal(q.batch_shape[0], q.like if isinstance(q, Flowed) else q.mean)
     return q
 
 
@@ -297,7 +314,7 @@ def unstandardize(q: dist.TorchDistribution, zeta: Tensor) -> Tensor:
     """The inverse of :func:`standardize`."""
     if isinstance(q, Stacked):
         return q.start.unstandardize(unstandardize(q.base, zeta))
-    if isinstance(q, ContractedNormal):
+    if isinstance(q, ContractedNormal | Flowed):
         return q.unstandardize(zeta)
     if isinstance(q, torch.distributions.MultivariateNormal):
         return q.loc + _rows(lambda r: q.scale_tril @ r, zeta)

@@ -200,7 +200,7 @@ class Objective(nn.Module):
             figures["kl_per_dim"] = divergence.mean() / z.shape[-1]
             figures["mean_sigma"] = std.mean()
             code = self._code(xi, answer)
-            figures["dispersion"] = ((code - answer.q.mean) / std).square().mean()
+            figures["dispersion"] = ((code - draws.mean(0)) / std).square().mean()
         x0, z = answer.enter(xi), answer.noise.sample()
         one, two = law.generate(z, 1), law.generate(z, 2)
         figures["semigroup"] = (one - two).square().mean().sqrt()

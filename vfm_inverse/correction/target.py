@@ -20,6 +20,7 @@ All densities are up to a constant for each observation.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,13 +81,15 @@ class Target:
             self.answer = vfm.answer(condition)
         self.num, self.dim = y.shape[0], vfm.whitening.dim
         self._prior_map = prior_map
-        self._frame = self.answer.q if prior_map else self.answer.frame or self.answer.map.target
-        self.direct = (
-            not prior_map and self.dim > TRANSPORT_LIMIT if direct is None else direct
-        ) and not prior_map
-        normal = standard_normal(self.num, vfm.whitening.mean)
+        if direct is None:
+            direct = self.dim > TRANSPORT_LIMIT
+        self.direct = direct and not prior_map
+        # In whose standard coordinates u is, or what the map makes of u.
+        self._frame = self.answer.q if prior_map else self.answer.frame
+        if self.direct and self._frame is None:
+            self._frame = self.answer.map.target
         self.reference = standard_law(self.answer.q) if prior_map else self.answer.noise
-        self._normal = normal
+        self._normal = standard_normal(self.num, vfm.whitening.mean)
 
     @torch.no_grad()
     def sample(self, num: int) -> Tensor:
@@ -106,7 +109,7 @@ class Target:
         if self.direct:
             return u if self._frame is None else unstandardize(self._frame, u)
         if self._prior_map:
-            return self.answer.map.generate(self._noise(u), self.vfm.steps)
+            return self.answer.generate(unstandardize(self.answer.q, u), self.vfm.steps)
         return self.answer.generate(u, self.vfm.steps)
 
     def log_reference(self, u: Tensor) -> Tensor:
@@ -159,40 +162,45 @@ class Target:
         params = {name: value[rows] for name, value in self.params.items()}
         return Target(self.vfm, self.y[rows], params, self.direct)
 
-    def _noise(self, u: Tensor) -> Tensor:
-        return unstandardize(self.answer.q, u)
-
     def _log_prob(self, u: Tensor) -> Tensor:
         if self._prior_map:
-            z = self._noise(u)
+            z = unstandardize(self.answer.q, u)
             x = self.vfm.decode(z, self.answer)
-            return self._normal.log_prob(z) + self._log_likelihood(x)
+            return self._normal.log_prob(z) + self._log_likelihood(x) + self._frame_log_det(u, z)
         log_prior = self.vfm.log_prior
         assert log_prior is not None  # the constructor saw to it
-        whitening = self.vfm.whitening
-        xi = self.whitened(u)
-        x = whitening.unwhiten(xi)
-        value = log_prior(x) + whitening.log_det(xi) + self._log_likelihood(x)
-        return value if self.direct else value + self._log_determinant(u)
+        zeta, log_det = (u, 0.0) if self.direct else self._map_with_log_det(u)
+        xi = zeta if self._frame is None else unstandardize(self._frame, zeta)
+        x = self.vfm.whitening.unwhiten(xi)
+        log_det = log_det + self._frame_log_det(zeta, xi) + self.vfm.whitening.log_det(xi)
+        return log_prior(x) + self._log_likelihood(x) + log_det
 
     def _log_likelihood(self, x: Tensor) -> Tensor:
         likelihood = self.vfm.likelihood
         assert likelihood is not None
         return likelihood(x, **self.params).log_prob(self.y)
 
-    def _log_determinant(self, u: Tensor) -> Tensor:
-        """``log |det|`` of the map in its own coordinates, ``(num, n)``; those of its frame are
-        constant."""
+    def _frame_log_det(self, zeta: Tensor, xi: Tensor) -> Tensor | float:
+        """``log |d xi / d zeta|`` of the law in whose standard coordinates ``zeta`` is; constant
+        for a Gaussian."""
+        q = self._frame
+        if q is None or standard_law(q) is q:
+            return 0.0
+        return self.log_normal(zeta) - q.log_prob(xi)
+
+    def _map_with_log_det(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """The map in its own coordinates, ``(num, n, d)``, and its ``log |det|``, ``(num, n)``."""
         basis = torch.eye(self.dim, dtype=u.dtype, device=u.device)
 
-        def along(direction: Tensor) -> Tensor:
-            tangent = direction.expand_as(u)
+        def along(direction: Tensor) -> Any:
             return torch.func.jvp(
-                lambda v: self.answer.map.generate(v, self.vfm.steps), (u,), (tangent,)
-            )[1]
+                lambda v: self.answer.map.generate(v, self.vfm.steps),
+                (u,),
+                (direction.expand_as(u),),
+            )
 
-        columns = torch.func.vmap(along)(basis)
-        return torch.linalg.slogdet(columns.movedim(0, -1)).logabsdet
+        zeta, columns = torch.func.vmap(along)(basis)
+        return zeta[0], torch.linalg.slogdet(columns.movedim(0, -1)).logabsdet
 
     def _chunked(self, function: Callable[[Tensor], Tensor], u: Tensor) -> Tensor:
         cost = self.num * max(self.dim, 64)

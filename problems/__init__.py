@@ -41,6 +41,34 @@ _PROBLEMS = {
         "photo_inpaint",
         "patches of photographs, missing pixels and boxes, noise of varying strength",
     ),
+    "two-moons": (
+        "two_moons",
+        "2-D, uniform prior: two thin crescents; exact posterior",
+    ),
+    "slcp": (
+        "slcp",
+        "5-D, uniform prior, mean and covariance of four points: four symmetric modes",
+    ),
+    "gaussian-mixture": (
+        "gaussian_mixture",
+        "2-D, uniform prior, noise of two widths; exact posterior",
+    ),
+    "gaussian-linear-uniform": (
+        "gaussian_linear_uniform",
+        "10-D, uniform prior, Gaussian noise: cut at the box; exact posterior",
+    ),
+    "bernoulli-glm": (
+        "bernoulli_glm",
+        "10-D, filter of a neuron from its spikes: log-concave",
+    ),
+    "mixture-linear": (
+        "mixture_linear",
+        "Gaussian-mixture prior, linear data, several modes; exact posterior",
+    ),
+    "student-t": (
+        "student_t",
+        "heavy-tailed prior in a rotated frame, linear data",
+    ),
 }
 
 

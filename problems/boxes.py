@@ -92,7 +92,8 @@ class TruncatedNormal(TorchDistribution):
         return TruncatedNormal(*(value.expand(shape) for value in values))
 
     def _limits(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Standardised limits, mirrored to the lower tail, where small numbers keep their digits."""
+        """Standardised limits, mirrored to the lower tail, where small numbers keep their
+        digits."""
         loc, scale = self.loc.double(), self.scale.double()
         low, high = (self.low - loc) / scale, (self.high - loc) / scale
         mirrored = low + high > 0

@@ -41,6 +41,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 paper."""
 
 
+HEALTH = ("kl_per_dim", "mean_sigma", "dispersion", "semigroup", "round_trip")
+
+
 class Objective(nn.Module):
     """Everything that training minimises, as one module.
 
@@ -56,6 +59,11 @@ class Objective(nn.Module):
         tau: scale of the flow loss against the others, ``1 / (2 tau^2)``.
         off_diagonal: share of the batch on which the off-diagonal loss is computed.
         adaptive: divide the total by ``sg(total + 0.01)``.
+        adapter_share: share of the training steps, at its beginning, that train the adapter alone;
+            it is then frozen and the map is trained. A conditional map works in the adapter's
+            coordinates, and a frame that moves while the map learns costs more than it brings.
+            ``None`` is a half for an adapter that is trained under a conditional map, else 0:
+            both at once.
 
     Raises:
         ValueError: an unknown name, or a term that the map cannot have.
@@ -74,6 +82,7 @@ class Objective(nn.Module):
         tau: float = 0.5**0.5,
         off_diagonal: float = 0.25,
         adaptive: bool = False,
+        adapter_share: float | None = None,
     ) -> None:
         super().__init__()
         if flow_loss not in (*FLOW_LOSSES, "diagonal"):
@@ -98,11 +107,28 @@ class Objective(nn.Module):
             forward = 0.0 if frozen else 1.0
         if vfm.adapter is None:
             forward = 0.0
+        if adapter_share is None:
+            adapter_share = 0.5 if forward and flow and not joint else 0.0
+        if not 0 <= adapter_share <= 1:
+            raise ValueError(f"'adapter_share' must lie between 0 and 1; got {adapter_share}")
         self.vfm = vfm
         self.average: Networks = copy.deepcopy(vfm.networks).requires_grad_(False)
         self.flow_loss, self.coupling = flow_loss, coupling
         self.flow, self.forward_weight, self.reverse = flow / (2 * tau**2), forward, reverse
         self.alpha, self.off_diagonal, self.adaptive = alpha, off_diagonal, adaptive
+        self.adapter_share = adapter_share
+        self.phase = "joint"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every loss term and health figure that a row of the log may hold."""
+        terms = ["loss"]
+        terms += ["forward"] * bool(self.forward_weight)
+        terms += ["misfit", "kl"] * bool(self.reverse)
+        if self.flow:
+            terms += ["diagonal"] + [self.flow_loss] * (self.flow_loss != "diagonal")
+        of_adapter = HEALTH[:3] if self.vfm.adapter is not None else ()
+        return (*terms, *of_adapter, *HEALTH[3:])
 
     def forward(self, x: Tensor, y: Tensor, **params: Tensor) -> dict[str, Tensor]:
         """All terms for simulations ``x (n, *event)``, ``y (n, *obs)``, each a scalar; ``"loss"``
@@ -114,12 +140,12 @@ class Objective(nn.Module):
         with torch.no_grad():
             average = vfm.answer(condition, self.average)
         terms: dict[str, Tensor] = {}
-        if self.forward_weight:
+        if self.forward_weight and self.phase != "map":
             code = self._code(xi, average)
             terms["forward"] = -self.forward_weight * answer.q.log_prob(code).mean()
-        if self.reverse:
+        if self.reverse and self.phase != "map":
             terms |= self._reverse(answer.q, average, y, params)
-        if self.flow:
+        if self.flow and self.phase != "adapter":
             # The frame is the averaged adapter's: it moves slowly, and is the one that will be
             # used.
             terms |= self._flow(average.enter(xi), answer._replace(noise=average.noise))
@@ -170,6 +196,15 @@ class Objective(nn.Module):
         map of the prior, themselves under a conditional map."""
         prior = self.vfm.observation == "adapter"
         return average.map.encode(xi, self.vfm.steps) if prior else xi
+
+    def enter_phase(self, phase: str) -> None:
+        """``"adapter"`` trains the adapter alone, ``"map"`` the map with the adapter's averaged
+        weights frozen, ``"joint"`` both."""
+        if phase == "map" and self.phase != "map" and self.vfm.adapter is not None:
+            average = self.average.adapter
+            assert average is not None
+            self.vfm.adapter.load_state_dict(average.state_dict())
+        self.phase = phase
 
     @torch.no_grad()
     def update_average(self, decay: float) -> None:

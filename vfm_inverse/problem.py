@@ -202,6 +202,13 @@ class InverseProblem:
             params = self._sample_params(num)
             return x, self._observe(x, params), params
 
+    def record(self, num: int, *, seed: int | None = None) -> InverseProblem:
+        """The same problem with ``num`` simulations drawn now and for all; see
+        :class:`~vfm_inverse.records.RecordedProblem`."""
+        from vfm_inverse.records import RecordedProblem
+
+        return RecordedProblem(self, num, seed)
+
     def observe(self, x: Tensor, *, seed: int | None = None, **params: Tensor) -> Tensor:
         """Noisy observations ``(*batch, *observation_shape)`` of ``x`` ``(*batch, *field_shape)``.
 

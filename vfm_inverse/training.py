@@ -11,7 +11,7 @@ import copy
 import csv
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,7 @@ def fit(
         steps, batch_size: length of the run and simulations a step.
         objective: a preset (``"default"``, ``"vfm"``) or the arguments of :class:`Objective`.
         learning_rate: peak rate of AdamW, reached after a linear warm-up over the first 2 % and
-            left along a cosine.
+            left along a cosine; where adapter and map are trained one after the other, in each.
         weight_decay: of AdamW.
         clip: largest gradient norm of the loss per dimension.
         average_decay: of the exponential moving average of the weights.
@@ -114,13 +114,16 @@ def fit(
         run.scores = run.validate(problem, num_validation, seed)
 
     milestones = {round(steps * (i + 1) / validations) for i in range(validations)}
-    warmup = max(1, steps // 50)
+    switch = round(steps * run.objective.adapter_share)
     bar = tqdm(total=steps, initial=run.step, disable=not progress, desc="fit", unit="step")
-    with bar, seeded(seed), csv_log(folder, run.history) as write:
+    with bar, seeded(seed), csv_log(folder, ("step", *run.objective.names), run.history) as write:
         while run.step < steps:
             torch.manual_seed(seed * 1_000_003 + run.step + 1)
+            if switch:
+                run.objective.enter_phase("adapter" if run.step < switch else "map")
+            begin, end = (0, switch) if run.step < switch else (switch, steps)
             for group in run.optimizer.param_groups:
-                group["lr"] = learning_rate * schedule(run.step, warmup, steps)
+                group["lr"] = learning_rate * schedule(run.step - begin, end - begin)
             x, y, params = problem.simulate(batch_size)
             terms = run.advance(x, y, params, clip)
             run.step += 1
@@ -279,8 +282,9 @@ def selected(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def schedule(step: int, warmup: int, steps: int) -> float:
-    """Linear warm-up, then a cosine to 1 % of the peak."""
+def schedule(step: int, steps: int) -> float:
+    """Linear warm-up over the first 2 %, then a cosine to 1 % of the peak."""
+    warmup = max(1, steps // 50)
     if step < warmup:
         return (step + 1) / warmup
     share = (step - warmup) / max(1, steps - warmup)
@@ -317,23 +321,20 @@ def resolve_device(device: str | torch.device) -> torch.device:
 
 
 @contextmanager
-def csv_log(folder: Path | None, history: list[Row]) -> Iterator[Any]:
-    """A function that appends rows to ``log.csv``, which begins with the rows of the resumed
-    run."""
+def csv_log(folder: Path | None, names: Sequence[str], history: list[Row]) -> Iterator[Any]:
+    """A function that appends rows to ``log.csv``, which begins with the rows of the resumed run;
+    a term that a phase of the training does not have stays empty."""
     if folder is None:
         yield lambda row: None
         return
     with open(folder / "log.csv", "w", newline="") as file:
-        writer: csv.DictWriter[str] | None = None
+        writer = csv.DictWriter(file, names)
 
         def write(row: Row) -> None:
-            nonlocal writer
-            if writer is None:
-                writer = csv.DictWriter(file, list(row))
-                writer.writeheader()
             writer.writerow(row)
             file.flush()
 
+        writer.writeheader()
         for row in history:
             write(row)
         yield write

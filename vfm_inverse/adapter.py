@@ -253,7 +253,10 @@ class NoiseAdapter(nn.Module):
         self, features: Tensor, start: ContractedNormal | None = None
     ) -> dist.TorchDistribution:
         """``q(z | y)`` from features ``(n, ...)`` and the Gaussian start, if there is one."""
-        numbers = self.head(self.encoder(features))
+        return self.law(self.head(self.encoder(features)), start)
+
+    def law(self, numbers: Tensor, start: ContractedNormal | None) -> dist.TorchDistribution:
+        """``q(z | y)`` that ``numbers (n, size)`` describe."""
         if isinstance(self.family, Contraction):
             if start is None:
                 raise ValueError(

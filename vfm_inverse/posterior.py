@@ -288,6 +288,25 @@ class VariationalFlowMap(nn.Module):
         """Noise ``(*sample, n, d)`` to fields ``(*sample, n, *event)``."""
         return self.whitening.unwhiten(answer.generate(z, self.steps))
 
+    def model(self, y: Tensor, **params: Tensor) -> Tensor:
+        """The posterior in noise space as a Pyro model; see :mod:`vfm_inverse.pyro_model`."""
+        from vfm_inverse.pyro_model import model
+
+        return model(self, y, **params)
+
+    def guide(self, y: Tensor, **params: Tensor) -> Tensor:
+        """The adapter as a Pyro guide for :meth:`model`."""
+        from vfm_inverse.pyro_model import guide
+
+        return guide(self, y, **params)
+
+    def refine(self, y: Tensor, steps: int = 300, **options: Any) -> PushForward:
+        """The posterior with its variational law improved for these observations; see
+        :func:`vfm_inverse.pyro_model.refine`."""
+        from vfm_inverse.pyro_model import refine
+
+        return refine(self, y, steps, **options)
+
     def save(self, path: str | Path) -> None:
         """Write a checkpoint that :func:`vfm_inverse.load` reads back; see
         :mod:`vfm_inverse.checkpoint`."""

@@ -23,6 +23,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from vfm_inverse.adapter import standard_law, standard_normal, standardize, unstandardize
@@ -88,7 +89,9 @@ class Target:
         self._frame = self.answer.q if prior_map else self.answer.frame
         if self.direct and self._frame is None:
             self._frame = self.answer.map.target
-        self.reference = standard_law(self.answer.q) if prior_map else self.answer.noise
+        self.reference: TorchDistribution = (
+            standard_law(self.answer.q) if prior_map else self.answer.noise
+        )
         self._normal = standard_normal(self.num, vfm.whitening.mean)
 
     @torch.no_grad()
@@ -152,6 +155,19 @@ class Target:
             torch.where(finite, gradient, 0.0),
         )
 
+    def log_ratio(self, u: Tensor) -> Tensor:
+        """Log density of the posterior against that of the draws, ``(*sample, n)``;
+        differentiable."""
+        many = u if u.dim() > 2 else u.unsqueeze(0)
+        value = self._log_prob(many) - self.log_reference(many)
+        return value.reshape(u.shape[:-1])
+
+    def noise_log_prob(self, z: Tensor) -> Tensor:
+        """Log density of the posterior at noise ``z (num, n, d)`` of the map; differentiable."""
+        if not self._prior_map:
+            return self._log_prob(z)
+        return self._normal.log_prob(z) + self._log_likelihood(self.vfm.decode(z, self.answer))
+
     def differentiable(self, u: Tensor) -> Tensor:
         """:meth:`log_prob` for callers that take gradients themselves: neither chunked nor
         cleaned."""
@@ -165,8 +181,7 @@ class Target:
     def _log_prob(self, u: Tensor) -> Tensor:
         if self._prior_map:
             z = unstandardize(self.answer.q, u)
-            x = self.vfm.decode(z, self.answer)
-            return self._normal.log_prob(z) + self._log_likelihood(x) + self._frame_log_det(u, z)
+            return self.noise_log_prob(z) + self._frame_log_det(u, z)
         log_prior = self.vfm.log_prior
         assert log_prior is not None  # the constructor saw to it
         zeta, log_det = (u, 0.0) if self.direct else self._map_with_log_det(u)

@@ -14,8 +14,8 @@ wind has no divergence on the grid (:func:`wind_of_stream_function` makes such w
 nothing grows. A step of the classical Runge-Kutta method is :math:`P(\Delta t L)`, :math:`P` the
 exponential's Taylor polynomial of degree 4, and its exact adjoint :math:`P(\Delta t L^\top)`. It
 is stable up to :math:`\Delta t\, |\lambda| \le 2.6` in the left half-plane (Hairer and Wanner
-1996, Solving Ordinary Differential Equations II, section IV.2); steps are cut to a Courant number of 1,
-where the error in time is below that in space.
+1996, Solving Ordinary Differential Equations II, section IV.2); steps are cut to a Courant
+number of 1, where the error in time is below that in space.
 """
 
 from __future__ import annotations

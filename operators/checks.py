@@ -224,15 +224,25 @@ def _gradient(case: Case) -> Check:
     with torch.no_grad():
         slope = float(_inner(gradient, delta).sum())
         base = float(value)
-        rest = [abs(float(misfit(case.x + h * delta)) - base - h * slope) for h in STEPS]
-    if max(rest) <= 1e-13 * abs(base):
+        # Both ways: the error of a wrong gradient adds to the curvature one way only.
+        rests = [
+            [abs(float(misfit(case.x + h * delta)) - base - h * slope) for h in steps]
+            for steps in (STEPS, [-h for h in STEPS])
+        ]
+    if max(map(max, rests)) <= 1e-13 * abs(base):
         return Check("", True, math.inf, f">= {ORDER}", "Taylor test: exact to rounding")
-    orders = [
-        math.log(big / max(small, 1e-300)) / math.log(high / low)
-        for big, small, high, low in zip(rest[:-1], rest[1:], STEPS[:-1], STEPS[1:], strict=True)
+    order = min(min(_orders(rest)) for rest in rests)
+    shown = ", ".join(f"{remainder:.1e}" for remainder in rests[0])
+    return Check("", order >= ORDER, order, f">= {ORDER}", f"Taylor order; {shown}")
+
+
+def _orders(rest: list[float]) -> list[float]:
+    """Orders at which remainders at ``STEPS`` fall from each to the next."""
+    pairs = zip(rest[:-1], rest[1:], STEPS[:-1], STEPS[1:], strict=True)
+    # A remainder of exactly zero has fallen as far as it can.
+    return [
+        math.log(a / max(b, 1e-300)) / math.log(h / k) if a > 0 else ORDER for a, b, h, k in pairs
     ]
-    shown = ", ".join(f"{remainder:.1e}" for remainder in rest)
-    return Check("", min(orders) >= ORDER, min(orders), f">= {ORDER}", f"Taylor order; {shown}")
 
 
 def _vjp(case: Case) -> Check:
@@ -320,7 +330,9 @@ def check_noise(case: Case) -> Check:
     p_value, remark = noise_p_value(case.physics, case.x, case.params)
     if p_value is None:
         return _skipped(remark)
-    return Check("", p_value >= LEVEL, p_value, f">= {LEVEL:.0e}", f"p-value; {remark}")
+    return Check(
+        "", bool(p_value >= LEVEL), float(p_value), f">= {LEVEL:.0e}", f"p-value; {remark}"
+    )
 
 
 CHECKS: dict[str, Callable[[Case], Check]] = {

@@ -42,7 +42,8 @@ def noise_p_value(physics: Physics, x: Tensor, params: dict[str, Any]) -> tuple[
         params: parameters of the call, a tensor with the batch as its leading dimension.
 
     Returns:
-        The p-value, or ``None`` where the noise model has no density, and a remark.
+        The p-value (0 where a draw lies outside the density's support), or ``None`` where the
+        noise model has no density, and a remark.
     """
     try:
         likelihood = Likelihood(physics, event_dim=x.dim() - 1)
@@ -61,6 +62,8 @@ def noise_p_value(physics: Physics, x: Tensor, params: dict[str, Any]) -> tuple[
         law = likelihood(fields, **calls)
         y = physics(fields, **calls)
         u, how = _uniform_scores(law, y)
+    if not bool(torch.isfinite(u).all()):
+        return 0.0, "draws lie where the density is not defined"
     z = torch.special.ndtri(u.clamp(1e-15, 1 - 1e-15))
     count = len(z)
     p_mean = 2 * stats.norm.sf(abs(float(z.sum())) / count**0.5)

@@ -3,7 +3,8 @@
 A run lives in a folder (:mod:`vfm_inverse.runs`): ``train`` makes one, the others read it.
 
 Exit codes: 0 success; 1 training diverged, an operator failed its verification, or the calibration
-verdict is "fail" and ``--strict`` was given; 2 bad input, with one line on standard error; 130 interrupted.
+verdict is "fail" and ``--strict`` was given; 2 bad input, with one line on
+standard error; 130 interrupted.
 
 torch and deepinv take seconds to import, so every subcommand imports them for itself and
 ``--help`` does not wait.

@@ -1,4 +1,4 @@
-"""What ``vfm-inverse verify`` certifies: an operator of the pack, a problem, or an object of yours."""
+"""What ``vfm-inverse verify`` certifies: operators of the pack, a problem, an object of yours."""
 
 from __future__ import annotations
 

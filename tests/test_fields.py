@@ -469,3 +469,12 @@ ENDS = torch.rand(3, 2)
 def test_what_does_not_fit_is_refused(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_joint_operator_is_updated_as_its_parts_are() -> None:
+    heat = HeatEquation((1, 6), (1.0,), 0.5)
+    both = join(heat, HeatEquation((1, 6), (2.0,), 0.5))
+    x = torch.randn(2, 1, 6, dtype=torch.float64)
+    before = both.A(x)
+    both.update(diffusivity=torch.tensor(1.0))
+    torch.testing.assert_close(both.A(x)[:, :6], before[:, 6:])  # twice as fast, half as long

@@ -9,8 +9,8 @@ data at all. Two priors for the reflectivity of a sample:
     https://doi.org/10.1190/1.1438415): the posterior is exact;
 ``sparse``
     Bernoulli-Gaussian, 0 but for a share of the samples, with the same variance (Kormylo and
-    Mendel 1982, IEEE Transactions on Information Theory 28, 482): spikes, whose posterior has as many
-    modes as ways to place them. There is no reference.
+    Mendel 1982, IEEE Transactions on Information Theory 28, 482): spikes, whose posterior has as
+    many modes as ways to place them. There is no reference.
 """
 
 from __future__ import annotations

@@ -296,7 +296,6 @@ def test_parameters_go_with_their_fields() -> None:
         dinv.physics.Downsampling((1, 8, 8), factor=2, filter="gaussian"),
         dinv.physics.Denoising(noise_model=GaussianNoise(0.1)),
         dinv.physics.MRI(torch.ones(1, 2, 8, 8), img_size=(2, 8, 8)),
-        dinv.physics.Haze(),
     ],
     ids=lambda physics: type(physics).__name__,
 )

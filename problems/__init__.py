@@ -33,6 +33,26 @@ _PROBLEMS = {
         "checkerboard",
         "2-D checkerboard, one noisy coordinate seen; exact multimodal posterior",
     ),
+    "heat": (
+        "heat",
+        "temperature of a plate some time ago, from thermometers; exact posterior",
+    ),
+    "advection-diffusion": (
+        "advection_diffusion",
+        "tracer stirred by a gyre, from gauges hours later; exact posterior",
+    ),
+    "travel-time": (
+        "travel_time",
+        "slowness between two boreholes, from straight rays; exact posterior",
+    ),
+    "gravity": (
+        "gravity",
+        "density of a buried layer, from its gravity anomaly; exact posterior",
+    ),
+    "seismic-deconvolution": (
+        "seismic_deconvolution",
+        "reflectivity from a seismic trace; exact posterior under the Gaussian prior",
+    ),
     "photo-deblur": (
         "photo_deblur",
         "patches of photographs, Gaussian blur, noise of varying strength",

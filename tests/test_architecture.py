@@ -19,7 +19,7 @@ FOLDERS = {
 }
 # These use the whole package on a user's behalf, from above.
 FRONT_DOORS = {"vfm_inverse"} | {
-    f"vfm_inverse.{name}" for name in ("checkpoint", "cli", "demo", "runs")
+    f"vfm_inverse.{name}" for name in ("checkpoint", "cli", "demo", "runs", "verification")
 }
 
 

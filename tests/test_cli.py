@@ -90,7 +90,9 @@ def test_help_does_not_wait_for_torch() -> None:
     assert "calibrate" in done.stdout
 
 
-@pytest.mark.parametrize("command", ["problems", "train", "sample", "calibrate", "report", "demo"])
+@pytest.mark.parametrize(
+    "command", ["problems", "train", "sample", "calibrate", "report", "verify", "demo"]
+)
 def test_every_subcommand_has_help_and_json(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

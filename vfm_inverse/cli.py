@@ -2,8 +2,9 @@
 
 A run lives in a folder (:mod:`vfm_inverse.runs`): ``train`` makes one, the others read it.
 
-Exit codes: 0 success; 1 training diverged, or the calibration verdict is "fail" and ``--strict``
-was given; 2 bad input, with one line on standard error; 130 interrupted.
+Exit codes: 0 success; 1 training diverged, an operator failed its verification, or the calibration
+verdict is "fail" and ``--strict`` was given; 2 bad input, with one line on
+standard error; 130 interrupted.
 
 torch and deepinv take seconds to import, so every subcommand imports them for itself and
 ``--help`` does not wait.
@@ -131,6 +132,13 @@ def build_parser() -> argparse.ArgumentParser:
     sub = add("report", report, "Write the report page of a run from its files.", compute())
     sub.add_argument("folder", type=Path, metavar="RUN", help="folder of a calibrated run")
 
+    sub = add("verify", verify, "Certify adjoint, derivatives and noise of an operator.")
+    sub.add_argument(
+        "target", nargs="?", metavar="OPERATOR|PROBLEM|module:object", help="what to verify"
+    )
+    sub.add_argument("--all", action="store_true", help="every operator of the package")
+    sub.add_argument("--seed", type=int, default=0, help="of the random directions (default: 0)")
+
     sub = add("demo", demo, "Deblur photographs: train, sample, calibrate, draw.", compute())
     sub.add_argument(
         "--out", type=Path, default=Path("runs/demo"), help="folder to write (default: runs/demo)"
@@ -250,6 +258,26 @@ def report(args: argparse.Namespace) -> int:
         return emit({"report": str(page)})
     print(page)
     return 0
+
+
+def verify(args: argparse.Namespace) -> int:
+    """``vfm-inverse verify``."""
+    from vfm_inverse.verification import verify_targets
+
+    results = []
+    for result in verify_targets(args.target, every=args.all, seed=args.seed):
+        results.append(result)
+        if not args.json:
+            print(result, flush=True)
+    failed = [result.name for result in results if not result.passed]
+    if args.json:
+        emit({"passed": not failed, "operators": [result.to_dict() for result in results]})
+    else:
+        print(
+            f"{len(results)} verified, {len(failed)} failed{': ' if failed else ''}"
+            + ", ".join(failed)
+        )
+    return 1 if failed else 0
 
 
 def demo(args: argparse.Namespace) -> int:

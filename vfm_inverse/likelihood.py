@@ -21,7 +21,7 @@ from torch import Tensor
 
 from vfm_inverse.noise_laws import Observed, noise_law
 
-__all__ = ["Likelihood"]
+__all__ = ["Likelihood", "restored"]
 
 
 class Likelihood:
@@ -76,7 +76,7 @@ class Likelihood:
         per_field = {
             name: _per_field(name, value, batch_shape, x) for name, value in params.items()
         }
-        with _restored(self.physics):
+        with restored(self.physics):
             mean = self.physics.A(x.reshape(-1, *x.shape[lead:]), **per_field)
             stored_mask = self.physics.mask if self._masks_noise else None
         if not isinstance(mean, Tensor):
@@ -121,7 +121,7 @@ class Likelihood:
 
 
 @contextmanager
-def _restored(physics: Physics) -> Iterator[None]:
+def restored(physics: Physics) -> Iterator[None]:
     """Undo what the calls in the block store in the physics."""
     # `named_buffers` leaves out the buffers that are None, a mask that was never set for one.
     saved = [(module, dict(module._buffers)) for module in physics.modules()]

@@ -5,8 +5,9 @@ r"""Steady Darcy flow: log-permeability to the pressure at sensors.
 
 with :math:`x` constant on the cells of an ``H x W`` grid and :math:`p` in the bilinear finite
 elements of that grid, integrated exactly. With ``c = exp(x)`` the pressure of the inner nodes
-solves :math:`K(c)\, p = b`. The matrix is block tridiagonal, one block :math:`A_r` a row of nodes,
-one :math:`B_r` between a row and the next, and its Cholesky factor, for the whole batch at once, is
+solves :math:`K(c)\, p = b`. The matrix is block tridiagonal, with a block :math:`A_r` for a row of
+nodes and :math:`B_r` for a row and the next, and its Cholesky factor, of the whole batch at once,
+is
 
 .. math:: L_r L_r^\top = A_r - W_{r-1}^\top W_{r-1}, \qquad W_r = L_r^{-1} B_r.
 
@@ -29,12 +30,13 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn.functional import pad
 
+from vfm_inverse.operators.masked import MaskedPhysics
 from vfm_inverse.operators.observation import PointObservations
 
-__all__ = ["Darcy", "pressure"]
+__all__ = ["Darcy", "solve_darcy"]
 
 
-class Darcy(Physics):
+class Darcy(MaskedPhysics):
     """Log-permeability ``(batch, 1, h, w)`` to the pressure at sensors ``(batch, N)``.
 
     Units: lengths in the side of the square; the permeability ``exp(x)`` (over the viscosity) and
@@ -49,9 +51,8 @@ class Darcy(Physics):
         noise_model: deepinv noise model; Gaussian with sigma 0.01 by default.
 
     In a call, ``source`` is a number, one a sample ``(batch,)`` or one an element ``(batch, 1, H,
-    W)``, and ``mask``, ``(batch, N)``, switches sensors off as in ``PointObservations``; neither
-    is stored. Derivatives exist with respect to the field and the source, in forward and reverse
-    mode and of any order.
+    W)``; it is not stored. ``mask`` as in ``MaskedPhysics``. Derivatives exist with respect to the
+    field and the source, in forward and reverse mode and of any order.
 
     Raises:
         ValueError: a shape does not fit, a sensor lies outside the square, or there are fewer than
@@ -66,7 +67,7 @@ class Darcy(Physics):
         refine: int = 1,
         noise_model: NoiseModel | None = None,
     ) -> None:
-        super().__init__(noise_model=noise_model or GaussianNoise(0.01))
+        super().__init__(noise_model or GaussianNoise(0.01))
         img_size = tuple(img_size)
         if len(img_size) != 3 or img_size[0] != 1 or refine < 1 or min(img_size[1:]) * refine < 2:
             raise ValueError(
@@ -86,15 +87,9 @@ class Darcy(Physics):
         self.sensors = PointObservations((1, *(side + 1 for side in elements)), points)
         self.register_buffer("source", source)
 
-    def A(
-        self,
-        x: Tensor,
-        source: Tensor | float | None = None,
-        mask: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Tensor:
+    def predict(self, x: Tensor, source: Tensor | float | None = None, **params: Any) -> Tensor:
         """``(batch, 1, h, w)`` to ``(batch, N)``."""
-        return self.sensors.A(self.pressure(x, source), mask=mask)
+        return self.sensors.A(self.pressure(x, source))
 
     def pressure(self, x: Tensor, source: Tensor | float | None = None) -> Tensor:
         """Pressure at all nodes, ``(batch, 1, h, w)`` to ``(batch, 1, H + 1, W + 1)``."""
@@ -108,15 +103,10 @@ class Darcy(Physics):
         f = f.reshape(-1, 1, 1) if f.dim() < 3 else f.reshape(-1, *self.elements)
         c = x.exp().squeeze(1)
         c = c.repeat_interleave(self.refine, -2).repeat_interleave(self.refine, -1)
-        return pressure(c, f.expand_as(c)).unsqueeze(1)
-
-    def noise(self, x: Tensor, mask: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """Noise at the sensors that are switched on."""
-        y = self.noise_model(x, **kwargs)
-        return y if mask is None else y * mask.to(y)
+        return solve_darcy(c, f.expand_as(c)).unsqueeze(1)
 
 
-def pressure(permeability: Tensor, source: Tensor) -> Tensor:
+def solve_darcy(permeability: Tensor, source: Tensor) -> Tensor:
     """Finite-element pressure of a batch of elementwise constant permeabilities.
 
     Args:

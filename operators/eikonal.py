@@ -4,8 +4,8 @@ r"""First-arrival travel times: log-velocity to times between sources and receiv
 
 with the first-order upwind scheme of ``upwind``. Around a source, where the solution is not
 smooth, straight rays give the times: :math:`T = r\, (s_0 + s)/2` at the distance :math:`r`, with
-the slowness :math:`s = 1/v` at the source and at the node. Waves may leave and re-enter nowhere:
-the edges of the grid let them pass.
+the slowness :math:`s = 1/v` at the source and at the node. Nothing is reflected: the edges of the
+grid let waves pass.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ import torch
 from deepinv.physics import GaussianNoise, NoiseModel, Physics
 from torch import Tensor
 
+from vfm_inverse.operators.masked import MaskedPhysics
 from vfm_inverse.operators.observation import PointObservations
 from vfm_inverse.operators.upwind import first_arrivals
 
 __all__ = ["FirstArrivals"]
 
 
-class FirstArrivals(Physics):
+class FirstArrivals(MaskedPhysics):
     """Log-velocity ``(batch, 1, H, W)`` at nodes to travel times ``(batch, S R)``.
 
     Units: ``x = ln(v / (km/s))`` with ``spacing`` in km gives seconds; any other consistent three
@@ -39,8 +40,8 @@ class FirstArrivals(Physics):
         near: radius, in grid spacings and at least 1, within which rays are straight.
         noise_model: deepinv noise model; Gaussian with sigma 0.01 by default.
 
-    ``mask``, ``(batch, S R)``, switches data off: they read 0, without noise. Derivatives are
-    those of the discrete solution, in forward and reverse mode.
+    ``mask`` as in ``MaskedPhysics``. Derivatives are those of the discrete solution, in forward
+    and reverse mode.
 
     Raises:
         ValueError: a shape does not fit, a point lies outside the grid, or ``spacing`` or ``near``
@@ -56,7 +57,7 @@ class FirstArrivals(Physics):
         near: float = 2.0,
         noise_model: NoiseModel | None = None,
     ) -> None:
-        super().__init__(noise_model=noise_model or GaussianNoise(0.01))
+        super().__init__(noise_model or GaussianNoise(0.01))
         img_size = tuple(img_size)
         if len(img_size) != 3 or img_size[0] != 1 or min(img_size[1:]) < 2:
             raise ValueError(f"'img_size' must be (1, H, W) with axes >= 2; got {img_size}")
@@ -75,10 +76,9 @@ class FirstArrivals(Physics):
         self.register_buffer("distance", spacing * cells)
         self.register_buffer("known", cells <= near)
 
-    def A(self, x: Tensor, mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+    def predict(self, x: Tensor, **params: Any) -> Tensor:
         """``(batch, 1, H, W)`` to ``(batch, S R)``."""
-        times = self.at_receivers.A(self.times(x)).flatten(1)
-        return times if mask is None else times * mask.to(times)
+        return self.at_receivers.A(self.times(x)).flatten(1)
 
     def times(self, x: Tensor) -> Tensor:
         """First arrivals from each source at all nodes, ``(batch, S, H, W)``."""
@@ -91,11 +91,6 @@ class FirstArrivals(Physics):
         at_source = self.at_sources.A(slowness)[..., None, None]
         start = self.distance.to(x) * (slowness + at_source) / 2
         return first_arrivals((self.spacing * slowness).expand_as(start), start, self.known)
-
-    def noise(self, x: Tensor, mask: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """Noise on the data that are switched on."""
-        y = self.noise_model(x, **kwargs)
-        return y if mask is None else y * mask.to(y)
 
 
 def examples() -> Iterator[tuple[str, Physics, Tensor]]:

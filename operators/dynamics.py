@@ -24,7 +24,7 @@ __all__ = ["Lorenz63", "Lorenz96", "Trajectory", "runge_kutta"]
 
 
 class Trajectory(MaskedPhysics):
-    """States ``(batch, *state)`` to observations of their future ``(batch, num_times, *observed)``.
+    """States ``(batch, *state)`` to their observed future ``(batch, num_times, *observed)``.
 
     Args:
         stepper: ``step(x, **params) -> x`` over one time step ``dt``; a module, so that ``to``

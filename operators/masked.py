@@ -15,7 +15,7 @@ class MaskedPhysics(Physics):
 
     ``mask``, of zeros and ones in the shape of an observation ``(batch, *data)``, switches data
     off: they read 0, without noise, as in ``PointObservations``. A mask passed in a call is not
-    stored; ``update(mask=...)`` has no effect as long as none is stored.
+    stored.
     """
 
     def __init__(self, noise_model: NoiseModel) -> None:

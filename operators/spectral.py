@@ -44,6 +44,8 @@ class KuramotoSivashinsky(nn.Module):
         ValueError: a setting is out of range.
     """
 
+    slope: Tensor
+
     def __init__(self, num_points: int, length: float = 22.0, dt: float = 0.25) -> None:
         super().__init__()
         _check(num_points=num_points - 3, length=length, dt=dt)
@@ -88,6 +90,12 @@ class Vorticity(nn.Module):
     Raises:
         ValueError: a setting is out of range.
     """
+
+    k_x: Tensor
+    k_y: Tensor
+    inverse: Tensor
+    kept: Tensor
+    forcing: Tensor | None
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Every operator of the pack: adjoint, derivatives, batches, types; and values known by hand."""
+"""Every linear operator: adjoint, derivatives, batches, types; and values known by hand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from torch.func import jvp, vjp, vmap
 from vfm_inverse import operators
 from vfm_inverse.operators import MatrixObservations, PointObservations
 
-EXAMPLES = {name: (physics, x) for name, physics, x in operators.examples()}
+EXAMPLES = {
+    name: (physics, x)
+    for name, physics, x in operators.examples()
+    if isinstance(physics, LinearPhysics)
+}
 
 
 @pytest.fixture(autouse=True)

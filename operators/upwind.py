@@ -20,7 +20,8 @@ one decides; the derivative is one-sided there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -55,24 +56,23 @@ class _FirstArrivals(Function):
     @staticmethod
     def forward(delay: Tensor, start: Tensor, known: Tensor) -> Tensor:
         # Not infinity, whose differences are NaN.
-        late = torch.full_like(delay, torch.finfo(delay.dtype).max / 4)
-        f, here, t = (
-            _columns(field, float(late.flatten()[0]))
-            for field in (delay, known, torch.where(known > 0, start, late))
-        )
-        width = delay.shape[-1] + 2
+        late = torch.finfo(delay.dtype).max / 4
+        t = _columns(torch.where(known > 0, start, late))
+        # An infinite delay leaves the known times alone.
+        f = _columns(torch.where(known > 0, torch.inf, delay))
 
-        def update(index: Tensor) -> None:
-            a = torch.minimum(t[index - width], t[index + width])
-            b = torch.minimum(t[index - 1], t[index + 1])
-            own, slow = t[index], f[index]
-            difference = torch.minimum((a - b).abs(), slow)
-            root = (2 * slow.square() - difference.square()).sqrt()
-            arrival = torch.minimum(a, b) + (difference + root) / 2
-            t[index] = torch.where(here[index] > 0, own, torch.minimum(own, arrival))
+        def update(
+            own: Tensor, around: Sequence[Tensor], slow: Tensor, double_square: Tensor
+        ) -> None:
+            up, down, left, right = around
+            a, b = torch.minimum(up, down), torch.minimum(left, right)
+            difference = torch.minimum((a - b).abs_(), slow)
+            root = torch.addcmul(double_square, difference, difference, value=-1).sqrt_()
+            arrival = torch.minimum(a, b).add_(difference.add_(root), alpha=0.5)
+            torch.minimum(own, arrival, out=own)
 
-        _sweep(update, t, delay.shape[-2:])
-        return _grid(t, delay.shape)
+        t = _sweep(update, t, [f, 2 * f.square()], delay.shape[-2:], beyond=late)
+        return t.mT.reshape(delay.shape)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -108,20 +108,19 @@ class _Upwind(Function):
 
     @staticmethod
     def forward(weights: Tensor, right: Tensor) -> Tensor:
-        w = [_columns(weight.expand_as(right)) for weight in weights.unbind(-3)]
+        w = [_columns(weight) for weight in weights.unbind(-3)]
         r = _columns(right)
-        z = r.clone()
-        width = right.shape[-1] + 2
-        offsets = [down * width + across for down, across in _NEIGHBOURS]
 
-        def update(index: Tensor) -> None:
-            total = r[index]
-            for weight, offset in zip(w, offsets, strict=True):
-                total = total + weight[index] * z[index + offset]
-            z[index] = total
+        def update(
+            own: Tensor, around: Sequence[Tensor], constant: Tensor, *weight: Tensor
+        ) -> None:
+            total = torch.addcmul(constant, weight[0], around[0])
+            for factor, neighbour in zip(weight[1:], around[1:], strict=True):
+                total.addcmul_(factor, neighbour)
+            own.copy_(total)
 
-        _sweep(update, z, right.shape[-2:])
-        return _grid(z, right.shape)
+        z = _sweep(update, r, [r, *w], right.shape[-2:])
+        return z.mT.reshape(right.shape)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -196,30 +195,70 @@ def _transposed(weights: Tensor) -> Tensor:
     return torch.stack(around, -3)
 
 
-def _columns(field: Tensor, beyond: float = 0.0) -> Tensor:
-    """``(*, H, W)`` to ``((H + 2) (W + 2), fields)``: a diagonal is a few contiguous rows."""
-    return pad(field, (1, 1, 1, 1), value=beyond).flatten(-2).flatten(0, -2).mT.contiguous()
+def _columns(field: Tensor) -> Tensor:
+    """``(*, H, W)`` to ``(H W, fields)``."""
+    return field.flatten(-2).flatten(0, -2).mT
 
 
-def _grid(columns: Tensor, shape: torch.Size) -> Tensor:
-    height, width = shape[-2:]
-    padded = columns.mT.reshape(*shape[:-2], height + 2, width + 2)
-    return padded[..., 1:-1, 1:-1].contiguous()
+def _sweep(
+    update: Callable[..., None],
+    values: Tensor,
+    constants: Sequence[Tensor],
+    grid: Sequence[int],
+    beyond: float = 0.0,
+) -> Tensor:
+    """Update the diagonals in four orders, again and again, until nothing changes.
 
-
-def _sweep(update: Any, values: Tensor, grid: Sequence[int]) -> None:
-    """Update the diagonals in four orders, again and again, until nothing changes."""
-    height, width = grid
-    row, column = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    index = (row + 1) * (width + 2) + column + 1
+    Args:
+        update: ``update(own, around, *constants)`` changes a diagonal ``(nodes, fields)`` in
+            place, given its four neighbours and its part of the constants.
+        values: ``(H W, fields)``.
+        constants: each ``(H W, fields)``.
+        grid: ``(H, W)``.
+        beyond: value outside the grid.
+    """
     orders = []
-    for number in (row + column, row - column + width - 1):
-        diagonals = [index[number == k].to(values.device) for k in range(int(number.max()) + 1)]
-        orders += [diagonals, diagonals[::-1]]
-    for _ in range(height * width):
-        before = values.clone()
-        for order in orders:
-            for diagonal in order:
-                update(diagonal)
+    for mirrored in (False, True):
+        into, back, spans = _diagonals(*grid, mirrored)
+        into, back = into.to(values.device), back.to(values.device)
+        fixed = [pad(constant, (0, 0, 0, 1))[into] for constant in constants]
+        orders.append((into, back, (*spans, *reversed(spans)), fixed))
+    for _ in range(len(values)):
+        before = values
+        for number, (into, back, spans, fixed) in enumerate(orders):
+            field = pad(values, (0, 0, 0, 1), value=beyond)[into]
+            for k, low, high in spans:
+                up, down = field[k - 1, low - 1 : high - 1], field[k + 1, low + 1 : high + 1]
+                left, right = field[k - 1, low:high], field[k + 1, low:high]
+                around = (up, down, right, left) if number else (up, down, left, right)
+                update(field[k, low:high], around, *(part[k, low:high] for part in fixed))
+            values = field.flatten(0, 1)[back]
         if not bool(((values - before).abs() > 0).any()):  # False for NaN, which stays
-            return
+            break
+    return values
+
+
+@lru_cache(maxsize=32)
+def _diagonals(
+    height: int, width: int, mirrored: bool
+) -> tuple[Tensor, Tensor, tuple[tuple[int, int, int], ...]]:
+    """A layout in which diagonals, and their neighbours, are slices.
+
+    Node ``(i, j)`` sits at ``[i + j + 1, i + 1]``, after the columns are mirrored, of an array
+    with a margin.
+
+    Returns:
+        ``into``, ``(H + W + 1, H + 2)``: which node sits where, ``H W`` in the margin; ``back``,
+        ``(H W,)``: where a node sits in the flattened array; and of each diagonal its row, its
+        first place and the place after its last.
+    """
+    row, column = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    distance = row + (width - 1 - column if mirrored else column)
+    back = ((distance + 1) * (height + 2) + row + 1).flatten()
+    into = torch.full(((height + width + 1) * (height + 2),), height * width)
+    into[back] = torch.arange(height * width)
+    spans = tuple(
+        (k + 1, max(0, k - width + 1) + 1, min(height - 1, k) + 2)
+        for k in range(height + width - 1)
+    )
+    return into.reshape(height + width + 1, height + 2), back, spans

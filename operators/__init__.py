@@ -14,6 +14,9 @@ from torch import Tensor
 from vfm_inverse.operators import (
     advection_diffusion,
     bridges,
+    darcy,
+    dynamics,
+    eikonal,
     gravity,
     heat,
     joint,
@@ -21,9 +24,13 @@ from vfm_inverse.operators import (
     observation,
     rays,
     seismogram,
+    spectral,
 )
 from vfm_inverse.operators.advection_diffusion import AdvectionDiffusion, wind_of_stream_function
 from vfm_inverse.operators.bridges import NumpyPhysics, ScipyPhysics, simpeg_physics
+from vfm_inverse.operators.darcy import Darcy
+from vfm_inverse.operators.dynamics import Lorenz63, Lorenz96, Trajectory
+from vfm_inverse.operators.eikonal import FirstArrivals
 from vfm_inverse.operators.gravity import GravityAnomaly
 from vfm_inverse.operators.heat import HeatEquation
 from vfm_inverse.operators.joint import TimeWindows, join
@@ -31,12 +38,20 @@ from vfm_inverse.operators.magnetics import MagneticAnomaly
 from vfm_inverse.operators.observation import MatrixObservations, PointObservations
 from vfm_inverse.operators.rays import StraightRays
 from vfm_inverse.operators.seismogram import Seismogram, ricker
+from vfm_inverse.operators.spectral import KuramotoSivashinsky, Vorticity
 from vfm_inverse.operators.verify import Verification, verify
+from vfm_inverse.operators.waves import FullWaveform
 
 __all__ = [
     "AdvectionDiffusion",
+    "Darcy",
+    "FirstArrivals",
+    "FullWaveform",
     "GravityAnomaly",
     "HeatEquation",
+    "KuramotoSivashinsky",
+    "Lorenz63",
+    "Lorenz96",
     "MagneticAnomaly",
     "MatrixObservations",
     "NumpyPhysics",
@@ -45,7 +60,9 @@ __all__ = [
     "Seismogram",
     "StraightRays",
     "TimeWindows",
+    "Trajectory",
     "Verification",
+    "Vorticity",
     "examples",
     "join",
     "ricker",
@@ -57,12 +74,19 @@ __all__ = [
 
 def examples() -> Iterator[tuple[str, Physics, Tensor]]:
     """``(name, physics, x)`` of every operator of the pack, ``x`` a batch of fields that fit."""
-    yield from observation.examples()
-    yield from heat.examples()
-    yield from advection_diffusion.examples()
-    yield from rays.examples()
-    yield from gravity.examples()
-    yield from magnetics.examples()
-    yield from seismogram.examples()
-    yield from joint.examples()
-    yield from bridges.examples()
+    for module in (
+        observation,
+        heat,
+        advection_diffusion,
+        rays,
+        gravity,
+        magnetics,
+        seismogram,
+        joint,
+        bridges,
+        darcy,
+        eikonal,
+        dynamics,
+        spectral,
+    ):
+        yield from module.examples()

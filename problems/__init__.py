@@ -53,6 +53,22 @@ _PROBLEMS = {
         "seismic_deconvolution",
         "reflectivity from a seismic trace; exact posterior under the Gaussian prior",
     ),
+    "darcy": (
+        "darcy",
+        "log-permeability of steady Darcy flow, from the pressure at sensors",
+    ),
+    "darcy-64": (
+        "darcy_64",
+        "64 log-coefficients of an elliptic equation (Aristoff and Bangerth 2023)",
+    ),
+    "travel-time-eikonal": (
+        "travel_time_eikonal",
+        "log-velocity between two boreholes, from first-arrival times",
+    ),
+    "lorenz96-window": (
+        "lorenz96_window",
+        "state of the Lorenz 1996 system, from every other site over a window of time",
+    ),
     "photo-deblur": (
         "photo_deblur",
         "patches of photographs, Gaussian blur, noise of varying strength",

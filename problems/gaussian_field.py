@@ -1,11 +1,8 @@
-r"""gaussian-field: kriging. A Matérn field on a grid, seen at random stations.
+"""gaussian-field: kriging. A Matérn field on a grid, seen at random stations.
 
-The prior is a Gaussian field of unit variance on the unit square with covariance (Matérn;
-Rasmussen and Williams 2006, https://gaussianprocess.org/gpml, eq. 4.14)
-
-.. math:: k(r) = \frac{2^{1-\nu}}{\Gamma(\nu)} s^\nu K_\nu(s), \qquad s = \sqrt{2\nu}\, r / \ell,
-
-and an observation reads it at stations, placed at random and then fixed, with noise ``sigma``.
+The prior is a Gaussian field of unit variance on the unit square with a Matérn covariance
+(``random_fields``), and an observation reads it at stations, placed at random and then fixed, with
+noise ``sigma``.
 """
 
 from __future__ import annotations
@@ -17,15 +14,15 @@ import torch
 from deepinv.physics import GaussianNoise
 from pyro.distributions import MultivariateNormal, TorchDistribution, TransformedDistribution
 from pyro.distributions.transforms import ReshapeTransform
-from scipy import special
 from torch import Tensor
 
 from vfm_inverse.operators import PointObservations
 from vfm_inverse.problem import InverseProblem
 from vfm_inverse.problems.conjugate import ConjugateGaussian
 from vfm_inverse.problems.noise_levels import Sigma, noise_level
+from vfm_inverse.random_fields import matern_covariance
 
-__all__ = ["make", "matern_covariance", "station_labels", "stations"]
+__all__ = ["make", "station_labels", "stations"]
 
 
 def make(
@@ -75,24 +72,6 @@ def make(
         long_name="Gaussian random field",
         **station_labels(size, points),
     )
-
-
-def matern_covariance(size: int, nu: float, length_scale: float) -> Tensor:
-    """Covariance ``(size^2, size^2)`` of the field at the nodes, in double precision."""
-    if size < 2 or nu <= 0 or length_scale <= 0:
-        raise ValueError(
-            "'size' must be at least 2, 'nu' and 'length_scale' positive; "
-            f"got {size}, {nu}, {length_scale}"
-        )
-    axis = np.linspace(0, 1, size)
-    nodes = np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2)
-    distance = np.linalg.norm(nodes[:, None] - nodes[None], axis=-1)
-    s = np.sqrt(2 * nu) * distance / length_scale
-    far = np.where(s > 0, s, 1.0)
-    value = 2 ** (1 - nu) / special.gamma(nu) * far**nu * special.kv(nu, far)
-    covariance = torch.from_numpy(np.where(s > 0, value, 1.0))
-    # Nugget: smooth fields on fine grids are numerically singular in single precision.
-    return covariance + 1e-5 * torch.eye(size * size, dtype=covariance.dtype)
 
 
 def stations(num_points: int, seed: int) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vfm_inverse.problem import InverseProblem
 from vfm_inverse.problems.conjugate import ConjugateGaussian
-from vfm_inverse.problems.gaussian_field import matern_covariance
+from vfm_inverse.random_fields import matern_covariance
 
 __all__ = ["cell_axis", "cell_covariance", "linear_field_problem"]
 

@@ -14,8 +14,9 @@ from pyro.distributions.transforms import ExpTransform, ReshapeTransform
 
 from vfm_inverse.operators import PointObservations
 from vfm_inverse.problem import InverseProblem
-from vfm_inverse.problems.gaussian_field import matern_covariance, station_labels, stations
+from vfm_inverse.problems.gaussian_field import station_labels, stations
 from vfm_inverse.problems.noise_levels import Sigma, noise_level
+from vfm_inverse.random_fields import matern_covariance
 
 __all__ = ["make"]
 

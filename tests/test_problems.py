@@ -18,8 +18,8 @@ from vfm_inverse import problems
 from vfm_inverse.problem import InverseProblem
 from vfm_inverse.problems import checkerboard, photographs
 from vfm_inverse.problems.conjugate import ConjugateGaussian
-from vfm_inverse.problems.gaussian_field import matern_covariance
 from vfm_inverse.problems.gaussian_prior import fit_gaussian, gaussian_prior_posterior
+from vfm_inverse.random_fields import matern_covariance
 
 # Settings small enough for a test; one line a variant.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -54,10 +54,26 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "seismic-deconvolution",
         {"length": 12, "prior": "sparse"},
     ),
+    "darcy": ("darcy", {"size": 8, "num_points": 12}),
+    "darcy, truncated expansion": (
+        "darcy",
+        {"size": 6, "num_points": 12, "prior": "expansion", "num_modes": 10},
+    ),
+    "darcy, channels": ("darcy", {"size": 8, "num_points": 12, "prior": "channels"}),
+    "darcy-64": ("darcy-64", {}),
+    "travel-time-eikonal": ("travel-time-eikonal", {"size": 8, "num_points": 3}),
+    "lorenz96-window": ("lorenz96-window", {}),
     "photo-deblur": ("photo-deblur", {"size": 16}),
     "photo-inpaint": ("photo-inpaint", {"size": 16}),
 }
-NO_REFERENCE = ("lognormal", "photo", "seismic-deconvolution, sparse")
+NO_REFERENCE = (
+    "lognormal",
+    "photo",
+    "seismic-deconvolution, sparse",
+    "darcy",
+    "travel-time-eikonal",
+    "lorenz96",
+)
 EXACT = [name for name in CASES if not name.startswith(NO_REFERENCE)]
 GAUSSIAN = [name for name in EXACT if not name.startswith("checkerboard")]
 
@@ -425,7 +441,9 @@ def test_without_scikit_image_the_error_names_the_extra(monkeypatch: pytest.Monk
         ("linear-gaussian", {"dim": 0}, "'dim' and 'obs_dim' must be positive; got 0 and 2"),
         ("linear-gaussian", {"condition": 0.5}, "'condition' must be at least 1; got 0.5"),
         ("gaussian-field", {"num_points": 0}, "'num_points' must be positive; got 0"),
-        ("gaussian-field", {"nu": 0}, "'nu' and 'length_scale' positive; got 16, 0, 0.25"),
+        ("gaussian-field", {"nu": 0}, "'nu' and 'length_scale' must be positive; got 0, 0.25"),
+        ("darcy", {"prior": "facies"}, "'prior' must be 'matern', 'expansion' or 'channels'"),
+        ("lorenz96-window", {"sites": 3}, "'sites' must be at least 4; got 3"),
         ("lognormal-field", {"scale": -1}, "'scale' must be positive; got -1"),
         ("heat", {"std": 0}, "'std' must be positive; got 0"),
         ("heat", {"times": [2.0, 1.0]}, "'times' must increase from 0"),

@@ -24,6 +24,8 @@ from torch.distributions import (
     TransformedDistribution,
 )
 
+from vfm_inverse.random_fields import MaternField
+
 __all__ = ["LabelledPrior", "Prior", "Sampler", "moments", "samplers"]
 
 Prior = Tensor | Callable[[int], Tensor] | Distribution | xr.Dataset | xr.DataArray
@@ -218,14 +220,16 @@ def _check_finite(x: Tensor) -> None:
 def moments(prior: Distribution) -> tuple[Tensor, Tensor] | None:
     """Mean ``(d,)`` and covariance ``(d, d)`` of the flattened field in double precision.
 
-    ``None`` unless the distribution states them: a multivariate normal (low rank too), or
-    independent components with a mean and a variance, reshaped or not.
+    ``None`` unless the distribution states them: a multivariate normal (low rank too), a Matérn
+    field, or independent components with a mean and a variance, reshaped or not.
     """
     if isinstance(prior, TransformedDistribution):
         reshaped = all(isinstance(transform, ReshapeTransform) for transform in prior.transforms)
         return moments(prior.base_dist) if reshaped else None
     if isinstance(prior, MultivariateNormal | LowRankMultivariateNormal):
         return prior.mean.double(), prior.covariance_matrix.double()
+    if isinstance(prior, MaternField):
+        return prior.mean.double().flatten(), prior.covariance_matrix
     if isinstance(prior, Independent) and not prior.base_dist.event_shape:
         try:
             return prior.mean.double().flatten(), prior.variance.double().flatten().diag()

@@ -49,7 +49,11 @@ def model(vfm: VariationalFlowMap, y: Tensor, **params: Tensor) -> Tensor:
             answer = vfm.answer(vfm.condition(y, params))
             z = pyro.sample("z", standard_normal(len(y), vfm.whitening.mean))
             x = pyro.deterministic("x", vfm.decode(z, answer), event_dim=len(vfm.event_shape))
-            pyro.sample("y", vfm.likelihood(x, **params), obs=y)
+            law = vfm.likelihood(x, **params)
+            if isinstance(law, TorchDistribution):
+                pyro.sample("y", law, obs=y)
+            else:  # a distribution of torch alone cannot be sampled by Pyro
+                pyro.factor("y", law.log_prob(y))
             return x
         target = Target(vfm, y, params)
         z = pyro.sample("z", target.reference)

@@ -326,6 +326,9 @@ def test_two_moons_modes_mirror_each_other() -> None:
     mirrored = -draws.flip(-1)
     # The crescent of 1e-2 is stiff: rounding in single precision shows.
     torch.testing.assert_close(law.log_prob(mirrored), law.log_prob(draws), rtol=0, atol=1e-2)
+    # Where the box cuts nothing, both crescents have all their mass: the evidence is 2/4.
+    free = TwoMoonsPosterior(torch.tensor([[-0.3, 0.1]], dtype=torch.float64))
+    assert float(free.log_normalizer) == pytest.approx(math.log(2), abs=1e-9)
     with pytest.raises(ValueError, match="'y' must lie within reach of a theta"):
         TwoMoonsPosterior(torch.tensor([[-3.0, 0.0]]))
 

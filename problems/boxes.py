@@ -33,9 +33,8 @@ class TruncatedNormal(TorchDistribution):
     """``N(loc, scale^2)`` cut to ``[low, high]``: tensors ``(*)``, or numbers.
 
     Computed in double precision; draws and densities have the dtype of ``loc``. Where the whole
-    interval lies more than 37 standard deviations away, the tail underflows and draws fall on the
-    nearest or the farthest end of it; densities stay exact. ``low`` above ``high`` is an interval
-    of mass zero.
+    interval lies more than 37 standard deviations away, the tail underflows and draws fall on its
+    nearest end; densities stay exact. ``low`` above ``high`` is an interval of mass zero.
     """
 
     arg_constraints: dict[str, Any] = {}
@@ -71,7 +70,8 @@ class TruncatedNormal(TorchDistribution):
             p_low, p_high = log_ndtr(low).exp(), log_ndtr(high).exp()
             shape = torch.Size(sample_shape) + self.loc.shape
             uniform = torch.rand(shape, dtype=torch.float64, device=self.loc.device)
-            z = sign * ndtri(p_low + (p_high - p_low) * uniform).clamp(low, high)
+            z = torch.where(p_high > 0, ndtri(p_low + (p_high - p_low) * uniform), high)
+            z = sign * z.clamp(low, high)
             x = (self.loc.double() + self.scale.double() * z).to(self.loc.dtype)
             # Strictly inside: on an edge, where rounding may put a draw, no logit is finite.
             return x.clamp(
@@ -92,8 +92,7 @@ class TruncatedNormal(TorchDistribution):
         return TruncatedNormal(*(value.expand(shape) for value in values))
 
     def _limits(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Standardised limits, mirrored to the lower tail, where small numbers keep their
-        digits."""
+        """Standardised limits, mirrored to the lower tail, where digits are kept."""
         loc, scale = self.loc.double(), self.scale.double()
         low, high = (self.low - loc) / scale, (self.high - loc) / scale
         mirrored = low + high > 0

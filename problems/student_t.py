@@ -65,7 +65,7 @@ def make(
 def gibbs(
     y: Tensor,
     num_draws: int,
-    sweeps: int = 1000,
+    sweeps: int = 500,
     *,
     sigma: Tensor | float = 0.3,
     dim: int = 8,

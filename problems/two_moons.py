@@ -34,7 +34,7 @@ __all__ = ["Crescent", "TwoMoonsPosterior", "make"]
 
 RADIUS, WIDTH, SHIFT = 0.1, 0.01, 0.25
 ROOT = math.sqrt(2)
-NODES = 2048  # of the angle; between them its density is linear, an error below 1e-5
+NODES = 1024  # of the angle, whose density is linear between them: in total variation 4e-6 off
 
 
 def make() -> InverseProblem:
@@ -94,7 +94,10 @@ class TwoMoonsPosterior(TorchDistribution):
 
     def __init__(self, y: Tensor) -> None:
         self.y = y
-        angles = torch.linspace(-math.pi / 2, math.pi / 2, NODES).to(y.device).double()
+        # In double precision: rounded to single, the ends would lie beyond the half-circle's.
+        angles = torch.linspace(
+            -math.pi / 2, math.pi / 2, NODES, dtype=torch.float64, device=y.device
+        )
         log_mass = self._radius(angles.expand(*y.shape[:-1], NODES)).log_mass
         largest = log_mass.amax(-1, keepdim=True)
         if not bool(torch.isfinite(largest).all()):

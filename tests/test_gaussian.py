@@ -15,6 +15,7 @@ from vfm_inverse.gaussian import ContractedNormal
 from vfm_inverse.gaussian_start import (
     FixedOperatorStart,
     RegressionStart,
+    TruncatedOperatorStart,
     VaryingOperatorStart,
     fit_start,
 )
@@ -109,10 +110,16 @@ def masked_problem() -> tuple[InverseProblem, Tensor]:
     return InverseProblem(prior, physics=physics, params=params), covariance
 
 
-def test_varying_operator_start_is_exact_when_its_basis_is_complete() -> None:
+@pytest.mark.parametrize("kind", [VaryingOperatorStart, TruncatedOperatorStart])
+def test_a_start_for_varying_operators_is_exact(
+    kind: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few data have a decomposition each; many share a basis, which here is complete."""
+    if kind is TruncatedOperatorStart:
+        monkeypatch.setattr("vfm_inverse.gaussian_start.GRAM_LIMIT", 15)
     problem, covariance = masked_problem()
     start, whitening = fitted(problem)
-    assert isinstance(start, VaryingOperatorStart)
+    assert isinstance(start, kind)
     _, y, params = problem.simulate(4, seed=3)
     mean, found = in_field_units(start(y, params), whitening)
     for i in range(4):
@@ -140,7 +147,8 @@ def test_a_noise_level_per_datum_is_seen() -> None:
     )
 
 
-def test_truncated_start_is_not_overconfident() -> None:
+def test_truncated_start_is_not_overconfident(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vfm_inverse.gaussian_start.GRAM_LIMIT", 15)
     problem, _ = masked_problem()
     start, whitening = fitted(problem, max_rank=6)
     x, y, params = problem.simulate(4000, seed=4)

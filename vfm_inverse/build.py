@@ -64,7 +64,7 @@ def build(
             more than 64 numbers.
         width: hidden width (MLP, default 128) or channels (U-Net, default 32).
         depth: residual blocks (MLP, default 3) or halvings (U-Net, by the field's size).
-        max_rank: most informed directions kept where the operator varies or the start is a
+        max_rank: most informed directions kept with many data of a varying operator, and in a
             regression.
         num_simulations: simulations that whitening, start and features are fitted on.
         seed: fixes simulations and initial weights.
@@ -147,7 +147,7 @@ def rebuild(
     whitening.transform = problem.transform
     with seeded(0):
         _, _, params = problem.simulate(2)
-        start = build_start(problem, params) if config["gaussian_start"] else None
+        start = build_start(problem, whitening, params) if config["gaussian_start"] else None
         return assemble(problem, whitening, start, params, config)
 
 

@@ -8,12 +8,19 @@ In whitened coordinates :math:`x = m + S\xi` a linear observation with Gaussian 
    \lambda_i = \frac{\sigma^2}{\sigma^2 + s_i^2}, \quad
    V^\top \mu = \frac{s}{\sigma^2 + s^2} U^\top (y - A m)
 
-(Wiener filter, kriging). Where the operator changes with the observation, the same formula is used
-on the leading directions of the averaged Hessian :math:`\mathbb E[B^\top B / \sigma^2]` (Cui et
-al. 2014, https://arxiv.org/abs/1403.4680), and what they leave out counts as noise. For every
-other physics the joint second moments of :math:`(\xi, y)` over simulations give the linear
-regression of
-:math:`\xi` on :math:`y`, the gain of an ensemble Kalman filter.
+(Wiener filter, kriging). Where the operator changes with the observation, and there are at most a
+few hundred data, the same comes from the m x m Gram matrix of each, with :math:`W = B / \sigma`
+row by row,
+
+.. math:: W W^\top = U \operatorname{diag}(s^2) U^\top, \quad V = W^\top U / s, \quad
+   \lambda_i = \frac{1}{1 + s_i^2}, \quad
+   V^\top \mu = \frac{s}{1 + s^2} U^\top \sigma^{-1} (y - A m).
+
+With more data the formula is used on the leading directions of the averaged Hessian
+:math:`\mathbb E[W^\top W]` (Cui et al. 2014, https://arxiv.org/abs/1403.4680), and what they
+leave out counts as noise. For every other physics the joint second moments of :math:`(\xi, y)`
+over simulations give the linear regression of :math:`\xi` on :math:`y`, the gain of an ensemble
+Kalman filter.
 """
 
 from __future__ import annotations
@@ -37,6 +44,7 @@ __all__ = [
     "FixedOperatorStart",
     "GaussianStart",
     "RegressionStart",
+    "TruncatedOperatorStart",
     "VaryingOperatorStart",
     "fit_start",
 ]
@@ -44,13 +52,18 @@ __all__ = [
 CHUNK = 256
 """Fields sent through the physics at once while a start is fitted."""
 
+GRAM_LIMIT = 256
+"""Most data for which each observation has its own eigenvalue problem."""
+
+GRAM_NUMBERS = 2**23
+"""Numbers in the operators of the observations that are decomposed at once: bounds memory."""
+
 
 class GaussianStart(FittedBuffers, ABC):
     """``forward(y, params)``: the Gaussian approximation of ``p(xi | y)``, in whitened
     coordinates."""
 
     FITTED: tuple[str, ...]
-    basis: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,13 +71,24 @@ class GaussianStart(FittedBuffers, ABC):
             self.register_buffer(name, torch.empty(0))
 
     @property
+    @abstractmethod
     def rank(self) -> int:
-        """Number of informed directions."""
-        return self.basis.shape[1]
+        """Largest number of informed directions."""
 
     @abstractmethod
     def forward(self, y: Tensor, params: Mapping[str, Tensor]) -> ContractedNormal:
         """The Gaussian posterior of observations ``(n, *obs)``."""
+
+
+class SharedBasis(GaussianStart):
+    """With informed directions ``basis (d, rank)`` that were fitted once."""
+
+    basis: Tensor
+
+    @property
+    def rank(self) -> int:
+        """Number of informed directions."""
+        return self.basis.shape[1]
 
 
 class LinearStart(GaussianStart):
@@ -82,12 +106,11 @@ class LinearStart(GaussianStart):
         self._likelihood = likelihood
 
 
-class FixedOperatorStart(LinearStart):
+class FixedOperatorStart(LinearStart, SharedBasis):
     """Exact for one linear operator, Gaussian noise and a Gaussian prior, at any noise level."""
 
     FITTED = ("left", "basis", "singular", "offset")
     left: Tensor
-    basis: Tensor
     singular: Tensor
     offset: Tensor
 
@@ -125,15 +148,85 @@ class FixedOperatorStart(LinearStart):
 
 
 class VaryingOperatorStart(LinearStart):
-    """The same posterior where masks, kernels or noise levels per datum come with each
+    """As exact where masks, stations, kernels or noise levels per datum come with each
     observation.
+
+    Informed directions are ordered by strength, the strongest last; each points to where its
+    observation moves the mean. Where there are fewer than ``rank``, the rest are zero columns of
+    scale 1, which change nothing.
+
+    Args:
+        physics, likelihood: as for every :class:`LinearStart`.
+        whitening: coordinates of the start.
+        num_data: m, numbers in one observation.
+    """
+
+    FITTED = ()
+
+    def __init__(
+        self, physics: LinearPhysics, likelihood: Likelihood, whitening: Whitening, num_data: int
+    ) -> None:
+        super().__init__(physics, likelihood)
+        # Not registered either: it belongs to the map.
+        object.__setattr__(self, "_whitening", whitening)
+        self._num_data = num_data
+
+    @property
+    def rank(self) -> int:
+        """Largest number of informed directions."""
+        return min(self._num_data, self._whitening.dim)
+
+    def forward(self, y: Tensor, params: Mapping[str, Tensor]) -> ContractedNormal:
+        """The Gaussian posterior of observations ``(n, *obs)``."""
+        rows = max(1, GRAM_NUMBERS // (self._num_data * self._whitening.dim))
+        parts = []
+        for i in range(0, y.shape[0], rows):
+            part = {name: value[i : i + rows] for name, value in params.items()}
+            parts.append(self._posterior(y[i : i + rows], part))
+        loc, basis, scale = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
+        return ContractedNormal(loc, basis, scale, validate_args=False)
+
+    def _posterior(
+        self, y: Tensor, params: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean ``(n, d)``, directions ``(n, d, rank)`` and scales ``(n, rank)``."""
+        weight = noise_variance(self._likelihood, params, y).rsqrt().double()
+        mean, w = self._linearize(y, params)
+        w = weight.unsqueeze(-1) * w.double()
+        residual = weight * (y.flatten(1) - mean).double()
+        squares, left = (part[..., -self.rank :] for part in torch.linalg.eigh(w @ w.mT))
+        coefficients = (left.mT @ residual.unsqueeze(-1)).squeeze(-1)
+        # Directions are told apart to single precision only, and matter against a unit of noise.
+        informed = squares > (1e-10 * squares[:, -1:]).clamp_min(1e-7)
+        squares = torch.where(informed, squares, 0.0)
+        sign = torch.where(coefficients < 0, -1.0, 1.0)
+        inverse = torch.where(informed, sign * squares.rsqrt(), 0.0)
+        basis = w.mT @ (left * inverse.unsqueeze(-2))
+        along = squares * inverse * coefficients / (1 + squares)
+        loc = (basis @ along.unsqueeze(-1)).squeeze(-1)
+        return loc.to(y), basis.to(y), (1 + squares).rsqrt().to(y)
+
+    @torch.enable_grad()
+    def _linearize(self, y: Tensor, params: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Data of the prior mean, ``(n, m)``, and ``B`` of each observation, ``(n, m, d)``."""
+        n, m = y.shape[0], self._num_data
+        xi = y.new_zeros(n * m, self._whitening.dim, requires_grad=True)
+        repeated = {name: value.repeat_interleave(m, 0) for name, value in params.items()}
+        data = apply(self._physics, self._whitening.unwhiten(xi), repeated)
+        # Row j of B is the gradient of datum j, so every datum gets a field of its own.
+        unit = torch.eye(m, dtype=y.dtype, device=y.device).repeat(n, 1)
+        (rows,) = torch.autograd.grad(data, xi, unit)
+        return data.detach()[::m], rows.unflatten(0, (n, m))
+
+
+class TruncatedOperatorStart(LinearStart, SharedBasis):
+    """For many data: the same posterior on directions that all observations share.
 
     Exact for a linear-Gaussian problem when ``basis`` spans every direction that some operator
     informs; otherwise the directions left out are treated as additional white noise.
     """
 
     FITTED = ("basis", "fields", "mean_field", "truncation")
-    basis: Tensor
     fields: Tensor
     mean_field: Tensor
     truncation: Tensor
@@ -186,13 +279,12 @@ class VaryingOperatorStart(LinearStart):
         return ContractedNormal(loc, basis, scale.to(basis), validate_args=False)
 
 
-class RegressionStart(GaussianStart):
+class RegressionStart(SharedBasis):
     """Linear regression of the whitened field on the observation, fitted on simulations."""
 
     FITTED = ("center", "gain", "basis", "scale")
     center: Tensor
     gain: Tensor
-    basis: Tensor
     scale: Tensor
 
     def fit(self, xi: Tensor, y: Tensor, max_rank: int) -> None:
@@ -256,11 +348,14 @@ def operator_params(physics: Physics, params: Mapping[str, Tensor]) -> set[str]:
     return params.keys() - physics.noise_model.state_dict().keys()
 
 
-def build_start(problem: InverseProblem, params: Mapping[str, Tensor]) -> GaussianStart:
+def build_start(
+    problem: InverseProblem, whitening: Whitening, params: Mapping[str, Tensor]
+) -> GaussianStart:
     """The kind of start that suits the problem, not yet fitted.
 
     Args:
         problem: prior, physics and noise.
+        whitening: coordinates of the start.
         params: a few draws of the parameters, each ``(n, ...)``.
     """
     physics, likelihood = problem.physics, problem.likelihood
@@ -272,7 +367,10 @@ def build_start(problem: InverseProblem, params: Mapping[str, Tensor]) -> Gaussi
         return RegressionStart()
     per_datum = noise_variance(likelihood, params, torch.empty(())).shape[1] > 1
     if per_datum or operator_params(physics, params):
-        return VaryingOperatorStart(physics, likelihood)
+        num_data = problem.observation_shape.numel()
+        if num_data > GRAM_LIMIT:
+            return TruncatedOperatorStart(physics, likelihood)
+        return VaryingOperatorStart(physics, likelihood, whitening, num_data)
     return FixedOperatorStart(physics, likelihood)
 
 
@@ -288,13 +386,13 @@ def fit_start(
         problem: prior, physics and noise.
         whitening: coordinates of the start.
         simulations: fields ``(n, *event)``, observations ``(n, *obs)`` and parameters.
-        max_rank: most directions kept where the operator varies or the start is a regression.
+        max_rank: most directions kept with many data of a varying operator, and in a regression.
     """
     x, y, params = simulations
-    start = build_start(problem, params).to(x.device)
+    start = build_start(problem, whitening, params).to(x.device)
     if isinstance(start, FixedOperatorStart):
         start.fit(whitening, params)
-    elif isinstance(start, VaryingOperatorStart):
+    elif isinstance(start, TruncatedOperatorStart):
         start.fit(whitening, {name: value[:32] for name, value in params.items()}, max_rank)
     elif isinstance(start, RegressionStart):
         start.fit(whitening.whiten(x), y, max_rank)

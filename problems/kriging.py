@@ -8,8 +8,8 @@ https://gaussianprocess.org/gpml, eq. 2.25-2.26)
           x \mid y \sim \mathcal N\bigl(m + K (y - H m),\; C - K H C\bigr).
 
 A draw is a prior draw, corrected by the data it should have given (Matheron's rule; Journel and
-Huijbregts 1978): :math:`x' + K (y - H x' - \sigma\epsilon)`. The density is that of the prior times
-that of the data, over the evidence :math:`\mathcal N(y; H m, G)`. No d x d matrix is made for an
+Huijbregts 1978): :math:`x' + K (y - H x' - \sigma\epsilon)`. The density is prior times
+likelihood over the evidence :math:`\mathcal N(y; H m, G)`. No d x d matrix is made for an
 observation.
 """
 

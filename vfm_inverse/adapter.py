@@ -28,6 +28,7 @@ from vfm_inverse.encoders import FieldEncoder, VectorEncoder
 from vfm_inverse.gaussian import ContractedNormal, StandardNormal
 from vfm_inverse.networks import zero
 from vfm_inverse.splines import Flowed, fresh_flow
+from vfm_inverse.stations import StationEncoder
 
 __all__ = [
     "FAMILIES",
@@ -243,7 +244,9 @@ class NoiseAdapter(nn.Module):
     """
 
     def __init__(
-        self, encoder: VectorEncoder | FieldEncoder, family: Family | Contraction
+        self,
+        encoder: VectorEncoder | FieldEncoder | StationEncoder,
+        family: Family | Contraction,
     ) -> None:
         super().__init__()
         self.encoder = encoder

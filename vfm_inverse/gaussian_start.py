@@ -186,14 +186,14 @@ class VaryingOperatorStart(LinearStart):
         loc, basis, scale = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
         return ContractedNormal(loc, basis, scale, validate_args=False)
 
-    def _posterior(
-        self, y: Tensor, params: Mapping[str, Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _posterior(self, y: Tensor, params: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Mean ``(n, d)``, directions ``(n, d, rank)`` and scales ``(n, rank)``."""
         weight = noise_variance(self._likelihood, params, y).rsqrt().double()
         mean, w = self._linearize(y, params)
         w = weight.unsqueeze(-1) * w.double()
         residual = weight * (y.flatten(1) - mean).double()
+        # What is written where a mask hides the datum must not count, not even in rounding.
+        residual = torch.where(w.any(-1), residual, 0.0)
         squares, left = (part[..., -self.rank :] for part in torch.linalg.eigh(w @ w.mT))
         coefficients = (left.mT @ residual.unsqueeze(-1)).squeeze(-1)
         # Directions are told apart to single precision only, and matter against a unit of noise.

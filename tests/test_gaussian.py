@@ -12,12 +12,11 @@ from torch import Tensor
 
 from vfm_inverse import problems
 from vfm_inverse.gaussian import ContractedNormal
-from vfm_inverse.gaussian_start import (
+from vfm_inverse.gaussian_start import RegressionStart, fit_start
+from vfm_inverse.operator_start import (
     FixedOperatorStart,
-    RegressionStart,
     TruncatedOperatorStart,
     VaryingOperatorStart,
-    fit_start,
 )
 from vfm_inverse.problem import InverseProblem
 from vfm_inverse.whitening import IdentityWhitening, fit_whitening
@@ -156,6 +155,20 @@ def test_truncated_start_is_not_overconfident(monkeypatch: pytest.MonkeyPatch) -
     along = zeta @ start.basis
     # What is left out counts as white noise, which errs on the wide side.
     assert 0.5 < along.square().mean() < 1.1
+
+
+def test_truncated_start_has_the_exact_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, _ = masked_problem()
+    exact, whitening = fitted(problem)
+    monkeypatch.setattr("vfm_inverse.gaussian_start.GRAM_LIMIT", 15)
+    start, _ = fitted(problem, max_rank=3)
+    _, y, params = problem.simulate(50, seed=4)
+    q, rough = exact(y, params), start(y, params)
+    assert start.rank == 3 and rough.scale.shape == (50, 3)
+    # In posterior standard deviations, over the whole field.
+    assert float(q.contract(q.loc - rough.loc, 1 / q.scale).norm(dim=-1).max()) < 0.15
+    within = start.basis @ (start.basis.T @ q.loc.unsqueeze(-1))
+    assert float((within.squeeze(-1) - q.loc).norm(dim=-1).mean()) > 1
 
 
 def test_regression_start_matches_the_exact_linear_posterior() -> None:

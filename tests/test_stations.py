@@ -16,8 +16,8 @@ from vfm_inverse.adapter import Contraction
 from vfm_inverse.build import build
 from vfm_inverse.checkpoint import load
 from vfm_inverse.encoders import FieldFeatures
-from vfm_inverse.gaussian_start import VaryingOperatorStart
 from vfm_inverse.labelled import load_observation, observation_to_xarray
+from vfm_inverse.operator_start import VaryingOperatorStart
 from vfm_inverse.operators import PointObservations
 from vfm_inverse.problem import InverseProblem
 from vfm_inverse.stations import StationEncoder, StationFeatures, is_table, summary

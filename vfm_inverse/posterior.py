@@ -36,7 +36,7 @@ from vfm_inverse.adapter import (
 from vfm_inverse.encoders import FieldFeatures, TrainedRange, VectorFeatures
 from vfm_inverse.flow_map import ConditionedMap, FlowMap
 from vfm_inverse.gaussian import ContractedNormal
-from vfm_inverse.gaussian_start import GaussianStart
+from vfm_inverse.operator_start import GaussianStart
 from vfm_inverse.stations import StationFeatures
 from vfm_inverse.whitening import Whitening
 

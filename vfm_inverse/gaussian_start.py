@@ -106,7 +106,7 @@ def build_start(
         if num_data > GRAM_LIMIT:
             return TruncatedOperatorStart(physics, likelihood, whitening)
         return VaryingOperatorStart(physics, likelihood, whitening, num_data)
-    return FixedOperatorStart(physics, likelihood)
+    return FixedOperatorStart(physics, likelihood, whitening)
 
 
 def fit_start(
@@ -126,7 +126,7 @@ def fit_start(
     x, y, params = simulations
     start = build_start(problem, whitening, params).to(x.device)
     if isinstance(start, FixedOperatorStart):
-        start.fit(whitening, params)
+        start.fit(params)
     elif isinstance(start, TruncatedOperatorStart):
         start.fit({name: value[:32] for name, value in params.items()}, max_rank)
     elif isinstance(start, RegressionStart):

@@ -102,12 +102,20 @@ class LinearStart(GaussianStart):
     Args:
         physics: linear physics.
         likelihood: gives the noise level of an observation.
+        whitening: coordinates of the start.
     """
 
-    def __init__(self, physics: LinearPhysics, likelihood: Likelihood) -> None:
+    _physics: LinearPhysics
+    _whitening: Whitening
+
+    def __init__(
+        self, physics: LinearPhysics, likelihood: Likelihood, whitening: Whitening
+    ) -> None:
         super().__init__()
-        # Not registered: the physics is the problem's, neither trained nor stored here.
+        # Not registered: the physics is the problem's, neither trained nor stored here, and the
+        # whitening is the map's.
         object.__setattr__(self, "_physics", physics)
+        object.__setattr__(self, "_whitening", whitening)
         self._likelihood = likelihood
 
 
@@ -119,9 +127,10 @@ class FixedOperatorStart(LinearStart, SharedBasis):
     singular: Tensor
     offset: Tensor
 
-    def fit(self, whitening: Whitening, params: Mapping[str, Tensor]) -> None:
+    def fit(self, params: Mapping[str, Tensor]) -> None:
         """Take the singular value decomposition of ``B``; ``params`` may hold noise levels
         only."""
+        whitening = self._whitening
         identity = torch.eye(whitening.dim, device=whitening.mean.device)
         one = {name: value[:1] for name, value in params.items()}
         columns = torch.cat(
@@ -161,19 +170,17 @@ class VaryingOperatorStart(LinearStart):
     scale 1, which change nothing.
 
     Args:
-        physics, likelihood: as for every :class:`LinearStart`.
-        whitening: coordinates of the start.
+        physics, likelihood, whitening: as for every :class:`LinearStart`.
         num_data: m, numbers in one observation.
     """
 
     FITTED = ()
+    _num_data: int
 
     def __init__(
         self, physics: LinearPhysics, likelihood: Likelihood, whitening: Whitening, num_data: int
     ) -> None:
-        super().__init__(physics, likelihood)
-        # Not registered either: it belongs to the map.
-        object.__setattr__(self, "_whitening", whitening)
+        super().__init__(physics, likelihood, whitening)
         self._num_data = num_data
 
     @property
@@ -235,12 +242,6 @@ class TruncatedOperatorStart(LinearStart, SharedBasis):
     FITTED = ("basis", "fields", "truncation")
     fields: Tensor
     truncation: Tensor
-
-    def __init__(
-        self, physics: LinearPhysics, likelihood: Likelihood, whitening: Whitening
-    ) -> None:
-        super().__init__(physics, likelihood)
-        object.__setattr__(self, "_whitening", whitening)
 
     def fit(self, params: Mapping[str, Tensor], max_rank: int) -> None:
         """Average the Hessian over the given draws of the parameters and keep its leading

@@ -153,9 +153,31 @@ def test_the_encoder_has_forward_and_reverse_derivatives_of_an_empty_table_too()
     assert torch.isfinite(gradient).all()
 
 
+@pytest.mark.parametrize("network", ["mlp", "u-net"])
+def test_fixed_stations_that_are_switched_off_keep_an_exact_start(network: str) -> None:
+    made = problems.load("gaussian-field", size=8, num_points=5)
+    problem = InverseProblem(
+        made._prior,
+        physics=made.physics,
+        params=lambda num: {"mask": (torch.rand(num, 5) < 0.5).float()},
+    )
+    vfm = build(problem, network=network, num_simulations=500, width=8)
+    x, y, _ = problem.simulate(2, seed=0)
+    everything, first = torch.ones(2, 5), (torch.arange(5) < 1).float().expand(2, 5)
+    y = made.observe(x, seed=0)
+    exact = made.reference_posterior(y)
+    mean = vfm.whitening.unwhiten(vfm.start(y, {"mask": everything}).loc)
+    torch.testing.assert_close(mean, exact.mean, atol=1e-3, rtol=1e-3)
+    torch.manual_seed(0)
+    one = vfm(y * first, mask=first).sample((500,)).std(0).mean()
+    torch.manual_seed(0)
+    assert one > vfm(y, mask=everything).sample((500,)).std(0).mean() + 0.05
+
+
 def test_what_is_no_table_is_refused() -> None:
-    assert is_table((6,), SHAPES) and is_table((6,), {"mask": (6,)})
-    assert not is_table((6,), {"sigma": (6,)}) and not is_table((1, 6), {"mask": (1, 6)})
+    assert is_table((6,), SHAPES) and is_table((6,), {"coords": (6, 1)})
+    # Without places the order of the data is all that tells them apart.
+    assert not is_table((6,), {"mask": (6,)}) and not is_table((1, 6), {"coords": (6, 2)})
     with pytest.raises(ValueError, match="'param_shapes' must have 'coords'"):
         StationFeatures((6,), {"sigma": ()})
 

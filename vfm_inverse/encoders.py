@@ -70,7 +70,7 @@ class VectorFeatures(FittedBuffers):
 class FieldFeatures(FittedBuffers):
     """Channels on the field's grid, ``(n, channels, *spatial)``.
 
-    Tables of stations that change give a channel of values and one of their density.
+    Stations that change or are switched off give a channel of values and one of their density.
 
     Args:
         event_shape: shape of the field, ``(C, L)`` or ``(C, H, W)``.
@@ -105,9 +105,11 @@ class FieldFeatures(FittedBuffers):
         self.lift = self._adjoint is not None
         self.is_field = tuple(observation_shape[1:]) == tuple(event_shape[1:])
         self.with_start, self.flat = with_start, flat
-        table = self.lift and is_table(observation_shape, param_shapes)
+        rows = row_columns(observation_shape, param_shapes) if self.lift else ()
+        # Stations that come and go: where they are matters as much as what they say.
+        table = "coords" in rows or "mask" in rows
         self.table = TableScale() if table else None
-        rows = row_columns(observation_shape, param_shapes) if table else ()
+        rows = rows if table else ()
         self._shared = sorted(set(param_shapes) - set(rows))
         channels = 2 * event_shape[0] * with_start
         if table:

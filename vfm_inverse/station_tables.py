@@ -51,8 +51,7 @@ def read_table(dataset: xr.Dataset, problem: InverseProblem) -> xr.Dataset:
             grid.
     """
     value = _named(dataset, VALUE)
-    table = is_table(problem.observation_shape, problem.param_shapes)
-    if not (table and "coords" in problem.param_shapes) or value is None:
+    if value is None or not is_table(problem.observation_shape, problem.param_shapes):
         return dataset
     if PARAM + "coords" in dataset or len(set(value.dims) - {BATCH}) != 1:
         return dataset

@@ -63,13 +63,13 @@ def row_columns(
 
 
 def is_table(observation_shape: Sequence[int], param_shapes: Mapping[str, Sequence[int]]) -> bool:
-    """Whether observations are tables whose stations change: ``coords`` or ``mask`` by row.
+    """Whether observations are tables whose rows say where they are: ``coords`` by row.
 
     Args:
         observation_shape: shape of one observation.
         param_shapes: shape of each parameter, without its batch dimension.
     """
-    return bool({"coords", "mask"} & set(row_columns(observation_shape, param_shapes)))
+    return "coords" in row_columns(observation_shape, param_shapes)
 
 
 def seen(y: Tensor, params: Mapping[str, Tensor]) -> Tensor:
@@ -81,12 +81,10 @@ def seen(y: Tensor, params: Mapping[str, Tensor]) -> Tensor:
 def columns(y: Tensor, params: Mapping[str, Tensor]) -> tuple[list[Tensor], Tensor]:
     """The table's columns, each ``(n, m, k)``, 0 in rows that are no stations; and ``seen``.
 
-    They are the value, the location and the logarithm of sigma, as far as there are any.
+    They are the value, the location and the logarithm of sigma, where there is one.
     """
     rows = seen(y, params)
-    parts = [y.unsqueeze(-1)]
-    if "coords" in params:
-        parts.append(params["coords"])
+    parts = [y.unsqueeze(-1), params["coords"]]
     if "sigma" in params:
         sigma = params["sigma"].reshape(y.shape[0], -1).expand(y.shape)
         parts.append(torch.where(rows, sigma, 1.0).log().unsqueeze(-1))
@@ -140,6 +138,7 @@ class TableScale(FittedBuffers):
         weight = torch.where(rows, weight, 0.0)
         value = torch.where(rows, self(y), 0.0)
         mass, total = adjoint(weight, **params), adjoint(weight * value, **params)
+        mass = mass.clamp_min(0)  # an operator that only averages is never negative
         return torch.cat([total / (1 + mass), mass.log1p()], 1)
 
 
@@ -167,10 +166,10 @@ class StationFeatures(FittedBuffers):
         super().__init__()
         if not is_table(observation_shape, param_shapes):
             raise ValueError(
-                "'param_shapes' must have 'coords' (m, D) or 'mask' (m,) for observations (m,); "
+                "'param_shapes' must have 'coords' (m, D) for observations (m,); "
                 f"got {dict(param_shapes)} with observations {tuple(observation_shape)}"
             )
-        axes = param_shapes["coords"][1] if "coords" in param_shapes else 0
+        axes = param_shapes["coords"][1]
         self.with_sigma = "sigma" in param_shapes
         self.rows = 1 + axes * (1 + 2 * FREQUENCIES) + self.with_sigma
         # Of the value and of log sigma.
@@ -198,11 +197,10 @@ class StationFeatures(FittedBuffers):
     ) -> Tensor:
         """Features of tables ``y (n, m)``."""
         parts, rows = columns(y, params)
-        features = [(parts[0] - self.center[0]) / self.spread[0]]
-        if "coords" in params:
-            place = 2 * parts[1] - 1
-            angles = (place.unsqueeze(-1) * self.frequencies).flatten(-2)
-            features += [place, angles.sin(), angles.cos()]
+        place = 2 * parts[1] - 1
+        angles = (place.unsqueeze(-1) * self.frequencies).flatten(-2)
+        features = [(parts[0] - self.center[0]) / self.spread[0], place]
+        features += [angles.sin(), angles.cos()]
         if self.with_sigma:
             features.append((parts[-1] - self.center[1]) / self.spread[1])
         table = torch.where(rows.unsqueeze(-1), torch.cat(features, -1), 0.0)

@@ -60,8 +60,9 @@ class PointObservations(LinearPhysics):
 
     An observation has shape ``(batch, N)`` for one channel, ``(batch, C, N)`` for several.
     ``mask``, ``(batch, N)`` of zeros and ones (``(batch, 1 or C, N)`` for several channels),
-    switches stations off: they read 0, without noise, as in deepinv's ``Inpainting``. A mask
-    passed in a call is not stored.
+    switches stations off: they read 0, without noise, as in deepinv's ``Inpainting``. ``coords``,
+    ``(batch, N, D)`` or ``(1, N, D)``, takes the place of ``points`` for networks that change from
+    one observation to the next. Neither is stored when passed in a call.
 
     Raises:
         ValueError: a shape does not fit or a point lies outside the grid.
@@ -83,11 +84,7 @@ class PointObservations(LinearPhysics):
             raise ValueError(
                 f"'points' must have shape (N, {len(grid)}); got {tuple(points.shape)}"
             )
-        if not bool(((points >= 0) & (points <= 1)).all()):
-            raise ValueError(
-                f"'points' must lie in [0, 1]; got {float(points.min()):g} to "
-                f"{float(points.max()):g}"
-            )
+        _check_inside("points", points)
         super().__init__(img_size=img_size, noise_model=noise_model or GaussianNoise(0.1))
         index, weight = _stencil(points.double(), grid)
         self.register_buffer("points", points)
@@ -95,23 +92,64 @@ class PointObservations(LinearPhysics):
         self.register_buffer("weight", weight)
         self.register_buffer("mask", None)
 
-    def A(self, x: Tensor, mask: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """``(batch, *img_size)`` to ``(batch, N)`` or ``(batch, C, N)``."""
-        corners = x.flatten(2)[..., self.index]
-        y = (corners * self.weight.to(x)).sum(-1)
+    def A(
+        self, x: Tensor, mask: Tensor | None = None, coords: Tensor | None = None, **kwargs: Any
+    ) -> Tensor:
+        """``(batch, *img_size)`` to ``(batch, N)`` or ``(batch, C, N)``.
+
+        Raises:
+            ValueError: ``coords`` has a wrong shape or leaves the grid.
+        """
+        index, weight = self._stencil(coords, mask)
+        nodes = x.flatten(2)
+        if coords is None:
+            corners = nodes[..., index]
+        else:
+            places = index.flatten(1).unsqueeze(1).expand(*nodes.shape[:2], -1)
+            corners = nodes.gather(2, places).unflatten(2, index.shape[1:])
+            weight = weight.unsqueeze(1)
+        y = (corners * weight.to(x)).sum(-1)
         return self._masked(y.squeeze(1) if self.img_size[0] == 1 else y, mask)
 
-    def A_adjoint(self, y: Tensor, mask: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """Transpose: ``(batch, N)`` or ``(batch, C, N)`` to ``(batch, *img_size)``."""
+    def A_adjoint(
+        self, y: Tensor, mask: Tensor | None = None, coords: Tensor | None = None, **kwargs: Any
+    ) -> Tensor:
+        """Transpose: ``(batch, N)`` or ``(batch, C, N)`` to ``(batch, *img_size)``.
+
+        Raises:
+            ValueError: as :meth:`A`.
+        """
+        index, weight = self._stencil(coords, mask)
         y = self._masked(y, mask)
         y = y.unsqueeze(1) if self.img_size[0] == 1 else y
-        spread = (y.unsqueeze(-1) * self.weight.to(y)).flatten(2)
+        weight = weight.to(y) if coords is None else weight.to(y).unsqueeze(1)
+        spread = (y.unsqueeze(-1) * weight).flatten(2)
         nodes = torch.zeros_like(spread[..., :1]).repeat(1, 1, self._num_nodes())
-        return nodes.index_add(2, self.index.flatten(), spread).reshape(-1, *self.img_size)
+        if coords is None:
+            nodes = nodes.index_add(2, index.flatten(), spread)
+        else:
+            places = index.flatten(1).unsqueeze(1).expand_as(spread)
+            nodes = nodes.scatter_add(2, places, spread)
+        return nodes.reshape(-1, *self.img_size)
 
     def noise(self, x: Tensor, mask: Tensor | None = None, **kwargs: Any) -> Tensor:
         """Noise at the stations that are switched on."""
         return self._masked(self.noise_model(x, **kwargs), mask)
+
+    def _stencil(self, coords: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Flat node indices and weights: ``(N, 2^D)``, or ``(batch, N, 2^D)`` with ``coords``."""
+        if coords is None:
+            return self.index, self.weight
+        grid = self.img_size[1:]
+        if coords.dim() != 3 or coords.shape[-1] != len(grid):
+            raise ValueError(
+                f"'coords' must have shape (batch, N, {len(grid)}); got {tuple(coords.shape)}"
+            )
+        if mask is not None:  # what stands beside a station that is off does not count
+            seen = (mask != 0).reshape(mask.shape[0], -1, mask.shape[-1]).any(1)
+            coords = torch.where(seen.unsqueeze(-1), coords, 0.0)
+        _check_inside("coords", coords)
+        return _stencil(coords.double(), grid)
 
     def _masked(self, y: Tensor, mask: Tensor | None) -> Tensor:
         mask = self.mask if mask is None else mask
@@ -121,22 +159,36 @@ class PointObservations(LinearPhysics):
         return int(torch.Size(self.img_size[1:]).numel())
 
 
+def _check_inside(name: str, points: Tensor) -> None:
+    """Refuse points outside the grid."""
+    try:
+        inside = bool(((points >= 0) & (points <= 1)).all())
+    except RuntimeError:  # under torch.func.vmap no value can be looked at
+        return
+    if not inside:
+        raise ValueError(
+            f"'{name}' must lie in [0, 1]; got {float(points.min()):g} to {float(points.max()):g}"
+        )
+
+
 def _stencil(points: Tensor, grid: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Flat node indices and weights, each ``(N, 2^D)``."""
-    last = torch.tensor(grid, dtype=points.dtype) - 1
-    position = points.cpu() * last
+    """Flat node indices and weights, each ``(*, N, 2^D)``, of points ``(*, N, D)``."""
+    last = torch.tensor(grid, dtype=points.dtype, device=points.device) - 1
+    position = points * last
     # The last node belongs to the last cell.
     lower = torch.minimum(position.floor(), last - 1)
     fraction = position - lower
-    strides = torch.tensor(
-        [int(torch.Size(grid[axis + 1 :]).numel()) for axis in range(len(grid))]
-    )
+    strides = [int(torch.Size(grid[axis + 1 :]).numel()) for axis in range(len(grid))]
     index, weight = [], []
     for corner in product((0, 1), repeat=len(grid)):
-        offset = torch.tensor(corner)
-        index.append(((lower.long() + offset) * strides).sum(-1))
-        weight.append(torch.where(offset.bool(), fraction, 1 - fraction).prod(-1))
-    return torch.stack(index, -1).to(points.device), torch.stack(weight, -1).to(points.device)
+        flat, product_of = torch.zeros_like(lower[..., 0]), torch.ones_like(lower[..., 0])
+        for axis, step in enumerate(corner):
+            flat = flat + (lower[..., axis] + step) * strides[axis]
+            along = fraction[..., axis]
+            product_of = product_of * (along if step else 1 - along)
+        index.append(flat.long())
+        weight.append(product_of)
+    return torch.stack(index, -1), torch.stack(weight, -1)
 
 
 def examples() -> Iterator[tuple[str, LinearPhysics, Tensor]]:

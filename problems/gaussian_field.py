@@ -3,10 +3,14 @@
 The prior is a Gaussian field of unit variance on the unit square with a Matérn covariance
 (``random_fields``), and an observation reads it at stations, placed at random and then fixed, with
 noise ``sigma``.
+With ``networks="changing"`` every observation is a table of its own stations: none to
+``num_points`` of them, anywhere on the square.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,10 +23,13 @@ from torch import Tensor
 from vfm_inverse.operators import PointObservations
 from vfm_inverse.problem import InverseProblem
 from vfm_inverse.problems.conjugate import ConjugateGaussian
+from vfm_inverse.problems.kriging import KrigingNormal
 from vfm_inverse.problems.noise_levels import Sigma, noise_level
 from vfm_inverse.random_fields import matern_covariance
 
-__all__ = ["make", "station_labels", "stations"]
+__all__ = ["draw_networks", "make", "station_labels", "stations"]
+
+NETWORKS = ("fixed", "changing")
 
 
 def make(
@@ -31,33 +38,56 @@ def make(
     sigma: Sigma = 0.2,
     nu: float = 1.5,
     length_scale: float = 0.25,
+    networks: str = "fixed",
     seed: int = 0,
 ) -> InverseProblem:
     """Build the problem: fields ``(1, size, size)``, observations ``(num_points,)``.
 
     Args:
         size: nodes along a side of the unit square.
-        num_points: number of stations.
-        sigma: noise standard deviation, or a range ``(low, high)`` drawn per sample; the field has
-            1.
+        num_points: number of stations, the largest where it changes.
+        sigma: noise standard deviation, or a range ``(low, high)`` drawn per sample, and per
+            station where the networks change; the field has 1.
         nu: smoothness of the Matérn covariance.
         length_scale: its length scale, in units of the side.
-        seed: of the stations.
+        networks: ``"fixed"``: the same stations for all observations. ``"changing"``: the
+            parameters ``coords`` ``(num_points, 2)`` and ``mask`` ``(num_points,)`` say where they
+            are and which rows of the table are stations at all.
+        seed: of the fixed stations.
 
     Raises:
-        ValueError: a setting is not positive.
+        ValueError: a setting is not positive, or ``networks`` is unknown.
     """
+    if networks not in NETWORKS:
+        raise ValueError(f"'networks' must be one of {NETWORKS}; got {networks!r}")
     covariance = matern_covariance(size, nu, length_scale)
     points = stations(num_points, seed)
     level, params = noise_level(sigma)
     physics = PointObservations((1, size, size), points, GaussianNoise(level))
-    nodes = torch.eye(size * size).reshape(-1, 1, size, size)
-    exact = ConjugateGaussian(
-        torch.zeros(size * size), covariance, physics.A(nodes.double()).mT, (1, size, size)
-    )
+    mean, shape = torch.zeros(size * size), (1, size, size)
+    labels = station_labels(size, points)
+    reference: Callable[..., TorchDistribution]
+    if networks == "changing":
+        labels["obs_coords"] = {"station": np.arange(num_points)}
+        params = partial(draw_networks, num_points=num_points, noise=params)
 
-    def reference(y: Tensor, sigma: Tensor | float = level) -> TorchDistribution:
-        return exact.posterior(y, sigma)
+        def reference(
+            y: Tensor, coords: Tensor, mask: Tensor, sigma: Tensor | float = level
+        ) -> TorchDistribution:
+            unit = torch.eye(num_points, dtype=torch.float64).repeat(len(y), 1)
+            tables = {"coords": coords, "mask": mask}
+            rows = {k: v.repeat_interleave(num_points, 0) for k, v in tables.items()}
+            operator = physics.A_adjoint(unit.to(y.device), **rows)
+            operator = operator.reshape(len(y), num_points, -1)
+            prior = mean.to(y.device), covariance.to(y.device)
+            return KrigingNormal(*prior, operator, y, sigma, shape)
+
+    else:
+        nodes = torch.eye(size * size, dtype=torch.float64).reshape(-1, *shape)
+        exact = ConjugateGaussian(mean, covariance, physics.A(nodes).mT, shape)
+
+        def reference(y: Tensor, sigma: Tensor | float = level) -> TorchDistribution:
+            return exact.posterior(y, sigma)
 
     field = MultivariateNormal(torch.zeros(size * size), covariance.float())
     return InverseProblem(
@@ -70,8 +100,26 @@ def make(
         units="1",
         obs_units="1",
         long_name="Gaussian random field",
-        **station_labels(size, points),
+        **labels,
     )
+
+
+def draw_networks(
+    num: int, num_points: int, noise: Callable[[int], dict[str, Tensor]] | None = None
+) -> dict[str, Tensor]:
+    """Station tables ``coords (num, num_points, 2)`` and ``mask (num, num_points)``.
+
+    The first rows of a table are its stations, as many as a uniform draw from 0 to
+    ``num_points``; ``noise`` adds a ``sigma`` for each row.
+    """
+    count = torch.randint(num_points + 1, (num, 1))
+    tables = {
+        "coords": torch.rand(num, num_points, 2),
+        "mask": (torch.arange(num_points) < count).float(),
+    }
+    if noise is not None:
+        tables["sigma"] = noise(num * num_points)["sigma"].reshape(num, num_points)
+    return tables
 
 
 def stations(num_points: int, seed: int) -> Tensor:

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from vfm_inverse import problems
 from vfm_inverse.gaussian import ContractedNormal
-from vfm_inverse.gaussian_start import (
+from vfm_inverse.gaussian_start import RegressionStart, fit_start
+from vfm_inverse.operator_start import (
     FixedOperatorStart,
-    RegressionStart,
+    TruncatedOperatorStart,
     VaryingOperatorStart,
-    fit_start,
 )
 from vfm_inverse.problem import InverseProblem
 from vfm_inverse.whitening import IdentityWhitening, fit_whitening
@@ -109,10 +109,16 @@ def masked_problem() -> tuple[InverseProblem, Tensor]:
     return InverseProblem(prior, physics=physics, params=params), covariance
 
 
-def test_varying_operator_start_is_exact_when_its_basis_is_complete() -> None:
+@pytest.mark.parametrize("kind", [VaryingOperatorStart, TruncatedOperatorStart])
+def test_a_start_for_varying_operators_is_exact(
+    kind: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few data have a decomposition each; many share a basis, which here is complete."""
+    if kind is TruncatedOperatorStart:
+        monkeypatch.setattr("vfm_inverse.gaussian_start.GRAM_LIMIT", 15)
     problem, covariance = masked_problem()
     start, whitening = fitted(problem)
-    assert isinstance(start, VaryingOperatorStart)
+    assert isinstance(start, kind)
     _, y, params = problem.simulate(4, seed=3)
     mean, found = in_field_units(start(y, params), whitening)
     for i in range(4):
@@ -140,7 +146,8 @@ def test_a_noise_level_per_datum_is_seen() -> None:
     )
 
 
-def test_truncated_start_is_not_overconfident() -> None:
+def test_truncated_start_is_not_overconfident(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vfm_inverse.gaussian_start.GRAM_LIMIT", 15)
     problem, _ = masked_problem()
     start, whitening = fitted(problem, max_rank=6)
     x, y, params = problem.simulate(4000, seed=4)
@@ -148,6 +155,20 @@ def test_truncated_start_is_not_overconfident() -> None:
     along = zeta @ start.basis
     # What is left out counts as white noise, which errs on the wide side.
     assert 0.5 < along.square().mean() < 1.1
+
+
+def test_truncated_start_has_the_exact_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, _ = masked_problem()
+    exact, whitening = fitted(problem)
+    monkeypatch.setattr("vfm_inverse.gaussian_start.GRAM_LIMIT", 15)
+    start, _ = fitted(problem, max_rank=3)
+    _, y, params = problem.simulate(50, seed=4)
+    q, rough = exact(y, params), start(y, params)
+    assert start.rank == 3 and rough.scale.shape == (50, 3)
+    # In posterior standard deviations, over the whole field.
+    assert float(q.contract(q.loc - rough.loc, 1 / q.scale).norm(dim=-1).max()) < 0.15
+    within = start.basis @ (start.basis.T @ q.loc.unsqueeze(-1))
+    assert float((within.squeeze(-1) - q.loc).norm(dim=-1).mean()) > 1
 
 
 def test_regression_start_matches_the_exact_linear_posterior() -> None:

@@ -32,6 +32,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "gaussian-field",
         {"size": 5, "num_points": 4, "sigma": [0.05, 0.5]},
     ),
+    "gaussian-field, networks change": (
+        "gaussian-field",
+        {"size": 5, "num_points": 4, "sigma": [0.1, 0.5], "networks": "changing"},
+    ),
     "lognormal-field": ("lognormal-field", {}),
     "checkerboard": ("checkerboard", {}),
     "checkerboard, sigma varies": ("checkerboard", {"sigma": (0.05, 0.5)}),
@@ -197,7 +201,7 @@ def test_gaussian_reference_against_importance_sampling(case: str) -> None:
     problem = make(case)
     _, y, params = problem.simulate(3, seed=7)
     if params:
-        params = {"sigma": params["sigma"].clamp_min(0.5)}
+        params |= {"sigma": params["sigma"].clamp_min(0.5)}
     posterior = reference(problem, y, params)
     x = problem.sample_prior(200_000, seed=5).unsqueeze(1).expand(-1, 3, *problem.field_shape)
     weight = torch.softmax(problem.log_likelihood(x, y, **params), 0)

@@ -28,6 +28,7 @@ from vfm_inverse.encoders import FieldEncoder, VectorEncoder
 from vfm_inverse.gaussian import ContractedNormal, StandardNormal
 from vfm_inverse.networks import zero
 from vfm_inverse.splines import Flowed, fresh_flow
+from vfm_inverse.stations import StationEncoder
 
 __all__ = [
     "FAMILIES",
@@ -180,6 +181,9 @@ class Contraction(nn.Module):
         """The start, changed by ``numbers (n, size)``: bounded shifts and log-factors."""
         shift, stretch = numbers.chunk(2, -1)
         shift = MAX_SHIFT * torch.tanh(shift / MAX_SHIFT) * start.scale
+        # Directions that an observation does not inform may be missing from the basis: a scale
+        # other than 1 would count in the density and change no draw.
+        stretch = torch.where(start.scale < 1, stretch, 0.0)
         scale = start.scale * torch.exp(MAX_STRETCH * torch.tanh(stretch / MAX_STRETCH))
         return ContractedNormal(
             start.loc + start.lift(shift), start.basis, scale, validate_args=False
@@ -240,7 +244,9 @@ class NoiseAdapter(nn.Module):
     """
 
     def __init__(
-        self, encoder: VectorEncoder | FieldEncoder, family: Family | Contraction
+        self,
+        encoder: VectorEncoder | FieldEncoder | StationEncoder,
+        family: Family | Contraction,
     ) -> None:
         super().__init__()
         self.encoder = encoder

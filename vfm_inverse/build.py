@@ -6,10 +6,12 @@ parts ready made and this module alone decides what suits a problem.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from deepinv.physics import LinearPhysics
 from torch import Tensor
 
 from vfm_inverse.adapter import FAMILIES, Contraction, NoiseAdapter
@@ -20,6 +22,7 @@ from vfm_inverse.networks import MLP, UNet
 from vfm_inverse.posterior import OBSERVATION_MODES, VariationalFlowMap
 from vfm_inverse.problem import InverseProblem
 from vfm_inverse.randomness import seeded
+from vfm_inverse.stations import EncodedContext, StationEncoder, StationFeatures, is_table
 from vfm_inverse.whitening import WHITENINGS, Whitening, fit_whitening
 
 __all__ = ["build", "rebuild"]
@@ -64,7 +67,7 @@ def build(
             more than 64 numbers.
         width: hidden width (MLP, default 128) or channels (U-Net, default 32).
         depth: residual blocks (MLP, default 3) or halvings (U-Net, by the field's size).
-        max_rank: most informed directions kept where the operator varies or the start is a
+        max_rank: most informed directions kept with many data of a varying operator, and in a
             regression.
         num_simulations: simulations that whitening, start and features are fitted on.
         seed: fixes simulations and initial weights.
@@ -147,7 +150,7 @@ def rebuild(
     whitening.transform = problem.transform
     with seeded(0):
         _, _, params = problem.simulate(2)
-        start = build_start(problem, params) if config["gaussian_start"] else None
+        start = build_start(problem, whitening, params) if config["gaussian_start"] else None
         return assemble(problem, whitening, start, params, config)
 
 
@@ -159,29 +162,21 @@ def assemble(
     config: Mapping[str, Any],
 ) -> VariationalFlowMap:
     """Put networks around a whitening and a start."""
-    shape = tuple(problem.field_shape)
     observation, dim = config["observation"], whitening.dim
-    width = {} if config["width"] is None else {"width": config["width"]}
     conditional = observation != "adapter"
-    features: VectorFeatures | FieldFeatures
+    features, encoder = describe(problem, config["network"], start is not None)
+    size = encoder.width if isinstance(features, StationFeatures) else features.size
+    size = size if conditional else 0
+    width = {} if config["width"] is None else {"width": config["width"]}
+    layers: torch.nn.Module
     if config["network"] == "mlp":
-        numbers = problem.observation_shape.numel() + sum(
-            s.numel() for s in problem.param_shapes.values()
-        )
-        features = VectorFeatures(numbers)
         depth = {} if config["depth"] is None else {"depth": config["depth"]}
-        layers: torch.nn.Module = MLP(dim, features.size * conditional, **width, **depth)
-        encoder: VectorEncoder | FieldEncoder = VectorEncoder(features.size)
+        layers = MLP(dim, size, **width, **depth)
     else:
-        features = FieldFeatures(
-            shape,
-            tuple(problem.observation_shape),
-            problem.param_shapes,
-            problem.physics,
-            start is not None,
-        )
-        layers = UNet(shape, features.channels * conditional, levels=config["depth"], **width)
-        encoder = FieldEncoder(features.channels, shape[1:])
+        layers = UNet(tuple(problem.field_shape), size, levels=config["depth"], **width)
+    if isinstance(features, StationFeatures) and conditional:
+        spatial = problem.field_shape[1:] if config["network"] == "u-net" else ()
+        layers = EncodedContext(StationEncoder(features.rows), layers, spatial)
     adapter = None
     if observation != "context":
         family = (
@@ -204,3 +199,25 @@ def assemble(
         steps=config["steps"],
         config={**config, "problem": {"name": problem.name, "kwargs": problem.kwargs}},
     ).to(problem.device)
+
+
+def describe(
+    problem: InverseProblem, network: str, with_start: bool
+) -> tuple[
+    VectorFeatures | FieldFeatures | StationFeatures,
+    VectorEncoder | FieldEncoder | StationEncoder,
+]:
+    """Features of an observation that suit the network, and the encoder of an adapter."""
+    shape, observed = tuple(problem.field_shape), tuple(problem.observation_shape)
+    table, flat = is_table(observed, problem.param_shapes), network == "mlp"
+    # A table is lifted where there is a grid and a way to it, and encoded as a set elsewhere.
+    if table and not (len(shape) > 1 and isinstance(problem.physics, LinearPhysics)):
+        stations = StationFeatures(observed, problem.param_shapes)
+        return stations, StationEncoder(stations.rows)
+    if flat and not table:
+        numbers = sum(math.prod(s) for s in [observed, *problem.param_shapes.values()])
+        return VectorFeatures(numbers), VectorEncoder(numbers)
+    lifted = FieldFeatures(
+        shape, observed, problem.param_shapes, problem.physics, with_start, flat
+    )
+    return lifted, VectorEncoder(lifted.size) if flat else FieldEncoder(lifted.size, shape[1:])

@@ -3,7 +3,8 @@ r"""What the networks get to see of an observation.
 Two stages. *Features* are a fixed, standardised description of ``(y, params)``: a vector, or for
 fields the observation lifted to the grid by the adjoint, the Gaussian start's mean and standard
 deviation, and one channel for every parameter (mask, noise level). They are the context of a
-conditional flow map as they are. An *encoder* is the learned network that turns features into the
+conditional flow map as they are. Tables of stations are lifted as :mod:`vfm_inverse.stations`
+says. An *encoder* is the learned network that turns features into the
 vector from which a :class:`~vfm_inverse.adapter.NoiseAdapter` predicts its distribution.
 """
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from vfm_inverse.gaussian import ContractedNormal
 from vfm_inverse.networks import fresh_mlp
+from vfm_inverse.stations import TableScale, is_table, row_columns, summary
 from vfm_inverse.whitening import FittedBuffers
 
 __all__ = ["FieldEncoder", "FieldFeatures", "TrainedRange", "VectorEncoder", "VectorFeatures"]
@@ -27,6 +29,12 @@ def flatten(y: Tensor, params: Mapping[str, Tensor]) -> Tensor:
     """An observation and its parameters, by name, as one vector each: ``(n, size)``."""
     parts = [y, *(params[name] for name in sorted(params))]
     return torch.cat([part.reshape(part.shape[0], -1) for part in parts], 1)
+
+
+def numbers(y: Tensor, params: Mapping[str, Tensor]) -> Tensor:
+    """What the range of training is measured on, ``(n, size)``."""
+    shapes = {name: value.shape[1:] for name, value in params.items()}
+    return summary(y, params) if is_table(y.shape[1:], shapes) else flatten(y, params)
 
 
 class VectorFeatures(FittedBuffers):
@@ -45,7 +53,9 @@ class VectorFeatures(FittedBuffers):
         self.register_buffer("center", torch.zeros(size))
         self.register_buffer("spread", torch.ones(size))
 
-    def fit(self, y: Tensor, params: Mapping[str, Tensor]) -> None:
+    def fit(
+        self, y: Tensor, params: Mapping[str, Tensor], start: ContractedNormal | None = None
+    ) -> None:
         """Fit centre and spread on simulations."""
         raw = flatten(y, params)
         self.center, self.spread = raw.mean(0), raw.std(0).clamp_min(1e-6)
@@ -60,6 +70,8 @@ class VectorFeatures(FittedBuffers):
 class FieldFeatures(FittedBuffers):
     """Channels on the field's grid, ``(n, channels, *spatial)``.
 
+    Stations that change or are switched off give a channel of values and one of their density.
+
     Args:
         event_shape: shape of the field, ``(C, L)`` or ``(C, H, W)``.
         param_shapes: per-sample shape of every parameter; one with the field's spatial shape is a
@@ -69,6 +81,7 @@ class FieldFeatures(FittedBuffers):
             channel.
         observation_shape: shape of one observation.
         with_start: whether a Gaussian start supplies its mean and standard deviation.
+        flat: return ``(n, channels * prod(spatial))``, for networks on vectors.
     """
 
     center: Tensor
@@ -82,6 +95,7 @@ class FieldFeatures(FittedBuffers):
         param_shapes: Mapping[str, tuple[int, ...]],
         physics: Physics | None,
         with_start: bool,
+        flat: bool = False,
     ) -> None:
         super().__init__()
         self.event_shape = torch.Size(event_shape)
@@ -90,13 +104,21 @@ class FieldFeatures(FittedBuffers):
         object.__setattr__(self, "_adjoint", getattr(physics, "A_adjoint", None))
         self.lift = self._adjoint is not None
         self.is_field = tuple(observation_shape[1:]) == tuple(event_shape[1:])
-        self.with_start = with_start
+        self.with_start, self.flat = with_start, flat
+        rows = row_columns(observation_shape, param_shapes) if self.lift else ()
+        # Stations that come and go: where they are matters as much as what they say.
+        table = "coords" in rows or "mask" in rows
+        self.table = TableScale() if table else None
+        rows = rows if table else ()
+        self._shared = sorted(set(param_shapes) - set(rows))
         channels = 2 * event_shape[0] * with_start
-        if self.is_field:
+        if table:
+            channels += 2 * event_shape[0]
+        elif self.is_field:
             channels += observation_shape[0]
         elif self.lift:
             channels += event_shape[0]
-        for shape in param_shapes.values():
+        for shape in (param_shapes[name] for name in self._shared):
             if self._is_plane(shape):
                 channels += shape[0]
             elif math.prod(shape) <= 16:
@@ -107,12 +129,14 @@ class FieldFeatures(FittedBuffers):
                 "networks on fields; "
                 f"got {type(physics).__name__} with observations {tuple(observation_shape)}"
             )
-        self.channels = channels
+        self.size = channels * (math.prod(event_shape[1:]) if flat else 1)
         self.register_buffer("center", torch.zeros(channels))
         self.register_buffer("spread", torch.ones(channels))
 
     def fit(self, y: Tensor, params: Mapping[str, Tensor], start: ContractedNormal | None) -> None:
         """Fit centre and spread on simulations."""
+        if self.table is not None:
+            self.table.fit(y, params)
         raw = self._raw(y, params, start).movedim(1, -1).flatten(0, -2)
         self.center = raw.mean(0)
         # A channel that never varies (a fixed noise level) stays a constant zero.
@@ -124,7 +148,8 @@ class FieldFeatures(FittedBuffers):
         """Standardised features of observations ``(n, *obs)``."""
         shape = (-1, *[1] * (len(self.event_shape) - 1))
         raw = self._raw(y, params, start)
-        return (raw - self.center.view(shape)) / self.spread.view(shape)
+        channels = (raw - self.center.view(shape)) / self.spread.view(shape)
+        return channels.flatten(1) if self.flat else channels
 
     def _is_plane(self, shape: tuple[int, ...]) -> bool:
         return tuple(shape[1:]) == tuple(self.event_shape[1:])
@@ -140,11 +165,13 @@ class FieldFeatures(FittedBuffers):
                 start.loc.unflatten(-1, self.event_shape),
                 std.unflatten(-1, self.event_shape),
             ]
-        if self.is_field:
+        if self.table is not None:
+            channels.append(self.table.lift(y, params, self._adjoint))
+        elif self.is_field:
             channels.append(y)
         elif self.lift:
             channels.append(self._adjoint(y, **params))
-        for name in sorted(params):
+        for name in self._shared:
             value = params[name]
             if self._is_plane(value.shape[1:]):
                 channels.append(value)
@@ -158,23 +185,23 @@ class FieldFeatures(FittedBuffers):
 class TrainedRange(FittedBuffers):
     """How far an observation lies from those of training, in units of the farthest of them.
 
-    Args:
-        size: numbers in one observation and its parameters.
+    Looked at are all numbers of an observation and its parameters; of a table of stations, what
+    :func:`~vfm_inverse.stations.summary` says of it.
     """
 
     center: Tensor
     spread: Tensor
     farthest: Tensor
 
-    def __init__(self, size: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("center", torch.zeros(size))
-        self.register_buffer("spread", torch.ones(size))
+        self.register_buffer("center", torch.zeros(()))
+        self.register_buffer("spread", torch.ones(()))
         self.register_buffer("farthest", torch.full((), math.inf))
 
     def fit(self, y: Tensor, params: Mapping[str, Tensor]) -> None:
         """Fit centre and spread on simulations."""
-        raw = flatten(y, params)
+        raw = numbers(y, params)
         self.center, self.spread = raw.mean(0), raw.std(0).clamp_min(1e-6)
         self.farthest.fill_(1.0)
         self.farthest = self.distance(y, params).max()
@@ -182,7 +209,7 @@ class TrainedRange(FittedBuffers):
     def distance(self, y: Tensor, params: Mapping[str, Tensor]) -> Tensor:
         """Root mean square of the standardised numbers over its largest value in training,
         ``(n,)``."""
-        scaled = (flatten(y, params) - self.center) / self.spread
+        scaled = (numbers(y, params) - self.center) / self.spread
         return scaled.square().mean(1).sqrt() / self.farthest
 
 

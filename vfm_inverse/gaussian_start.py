@@ -1,24 +1,13 @@
 r"""The classical answer, as the place where training starts.
 
-In whitened coordinates :math:`x = m + S\xi` a linear observation with Gaussian noise is
-:math:`y - A m = B \xi + \sigma\varepsilon` with :math:`B = A S`, and the posterior is a
-:class:`~vfm_inverse.gaussian.ContractedNormal` with
-
-.. math:: B = U \operatorname{diag}(s) V^\top, \quad
-   \lambda_i = \frac{\sigma^2}{\sigma^2 + s_i^2}, \quad
-   V^\top \mu = \frac{s}{\sigma^2 + s^2} U^\top (y - A m)
-
-(Wiener filter, kriging). Where the operator changes with the observation, the same formula is used
-on the leading directions of the averaged Hessian :math:`\mathbb E[B^\top B / \sigma^2]` (Cui et
-al. 2014, https://arxiv.org/abs/1403.4680), and what they leave out counts as noise. For every
-other physics the joint second moments of :math:`(\xi, y)` over simulations give the linear
-regression of
-:math:`\xi` on :math:`y`, the gain of an ensemble Kalman filter.
+For linear physics with Gaussian noise it is the posterior under a Gaussian prior with the prior's
+mean and covariance, in closed form (:mod:`vfm_inverse.operator_start`). For every other physics
+the joint second moments of :math:`(\xi, y)` over simulations, :math:`\xi` the whitened field, give
+the linear regression of :math:`\xi` on :math:`y`, the gain of an ensemble Kalman filter.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -28,171 +17,29 @@ from torch import Tensor
 
 from vfm_inverse.gaussian import ContractedNormal
 from vfm_inverse.likelihood import Likelihood
-from vfm_inverse.whitening import FittedBuffers, Whitening
+from vfm_inverse.operator_start import (
+    GRAM_LIMIT,
+    FixedOperatorStart,
+    GaussianStart,
+    SharedBasis,
+    TruncatedOperatorStart,
+    VaryingOperatorStart,
+    noise_variance,
+)
+from vfm_inverse.whitening import Whitening
 
 if TYPE_CHECKING:
     from vfm_inverse.problem import InverseProblem
 
-__all__ = [
-    "FixedOperatorStart",
-    "GaussianStart",
-    "RegressionStart",
-    "VaryingOperatorStart",
-    "fit_start",
-]
-
-CHUNK = 256
-"""Fields sent through the physics at once while a start is fitted."""
+__all__ = ["RegressionStart", "build_start", "fit_start"]
 
 
-class GaussianStart(FittedBuffers, ABC):
-    """``forward(y, params)``: the Gaussian approximation of ``p(xi | y)``, in whitened
-    coordinates."""
-
-    FITTED: tuple[str, ...]
-    basis: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        for name in self.FITTED:
-            self.register_buffer(name, torch.empty(0))
-
-    @property
-    def rank(self) -> int:
-        """Number of informed directions."""
-        return self.basis.shape[1]
-
-    @abstractmethod
-    def forward(self, y: Tensor, params: Mapping[str, Tensor]) -> ContractedNormal:
-        """The Gaussian posterior of observations ``(n, *obs)``."""
-
-
-class LinearStart(GaussianStart):
-    """In closed form, from linear physics and Gaussian noise.
-
-    Args:
-        physics: linear physics.
-        likelihood: gives the noise level of an observation.
-    """
-
-    def __init__(self, physics: LinearPhysics, likelihood: Likelihood) -> None:
-        super().__init__()
-        # Not registered: the physics is the problem's, neither trained nor stored here.
-        object.__setattr__(self, "_physics", physics)
-        self._likelihood = likelihood
-
-
-class FixedOperatorStart(LinearStart):
-    """Exact for one linear operator, Gaussian noise and a Gaussian prior, at any noise level."""
-
-    FITTED = ("left", "basis", "singular", "offset")
-    left: Tensor
-    basis: Tensor
-    singular: Tensor
-    offset: Tensor
-
-    def fit(self, whitening: Whitening, params: Mapping[str, Tensor]) -> None:
-        """Take the singular value decomposition of ``B``; ``params`` may hold noise levels
-        only."""
-        identity = torch.eye(whitening.dim, device=whitening.mean.device)
-        one = {name: value[:1] for name, value in params.items()}
-        columns = torch.cat(
-            [apply(self._physics, whitening.color(c), one) for c in identity.split(CHUNK)]
-        )
-        left, singular, right = torch.linalg.svd(columns.T.double(), full_matrices=False)
-        # A direction that moves no datum by a millionth of what the strongest moves it is
-        # uninformed.
-        informed = singular > 1e-6 * singular[0]
-        self.left, self.basis = (
-            left[:, informed].to(whitening.mean),
-            right[informed].T.contiguous().to(whitening.mean),
-        )
-        self.singular = singular[informed].to(whitening.mean)
-        mean = whitening.unwhiten(torch.zeros_like(whitening.mean))
-        self.offset = apply(self._physics, mean[None], one)[0]
-
-    def forward(self, y: Tensor, params: Mapping[str, Tensor]) -> ContractedNormal:
-        """The Gaussian posterior of observations ``(n, *obs)``."""
-        noise = noise_variance(self._likelihood, params, y)
-        total = noise + self.singular.square()
-        coefficients = self.singular / total * ((y.flatten(1) - self.offset) @ self.left)
-        return ContractedNormal(
-            coefficients @ self.basis.T,
-            self.basis,
-            (noise / total).sqrt().expand_as(coefficients),
-            validate_args=False,
-        )
-
-
-class VaryingOperatorStart(LinearStart):
-    """The same posterior where masks, kernels or noise levels per datum come with each
-    observation.
-
-    Exact for a linear-Gaussian problem when ``basis`` spans every direction that some operator
-    informs; otherwise the directions left out are treated as additional white noise.
-    """
-
-    FITTED = ("basis", "fields", "mean_field", "truncation")
-    basis: Tensor
-    fields: Tensor
-    mean_field: Tensor
-    truncation: Tensor
-
-    def fit(self, whitening: Whitening, params: Mapping[str, Tensor], max_rank: int) -> None:
-        """Average the Hessian over the given draws of the parameters and keep its leading
-        directions."""
-        dim, device = whitening.dim, whitening.mean.device
-        identity = torch.eye(dim, device=device)
-        hessian = torch.zeros(dim, dim, dtype=torch.float64, device=device)
-        columns = whitening.color(identity)
-        num = len(next(iter(params.values()))) if params else 1
-        observed = 0.0
-        for i in range(num):
-            one = {name: value[i : i + 1] for name, value in params.items()}
-            b = torch.cat([apply(self._physics, c, one) for c in columns.split(CHUNK)]).double()
-            observed += float((b.abs().sum(0) > 0).sum()) / num
-            b = b * noise_variance(self._likelihood, one, b).rsqrt()
-            hessian += b @ b.T / num
-        values, vectors = torch.linalg.eigh(hessian)
-        rank = min(max_rank, int((values > 1e-6 * values[-1]).sum()))
-        basis = vectors[:, -rank:]
-        # Variance of an observed datum that the kept directions do not explain.
-        noise = noise_variance(self._likelihood, params, hessian).mean()
-        self.truncation = (noise * values[:-rank].clamp_min(0).sum() / max(observed, 1.0)).to(
-            whitening.mean
-        )
-        self.basis = basis.to(whitening.mean).contiguous()
-        self.fields = whitening.color(self.basis.T)
-        self.mean_field = whitening.unwhiten(torch.zeros_like(whitening.mean))
-
-    def forward(self, y: Tensor, params: Mapping[str, Tensor]) -> ContractedNormal:
-        """The Gaussian posterior of observations ``(n, *obs)``."""
-        batch, rank = y.shape[0], self.basis.shape[1]
-        stacked = torch.cat([self.mean_field[None], self.fields])
-        repeated = {name: value.repeat_interleave(rank + 1, 0) for name, value in params.items()}
-        data = apply(self._physics, stacked.repeat(batch, *[1] * (stacked.dim() - 1)), repeated)
-        data = data.unflatten(0, (batch, rank + 1))
-        noise = noise_variance(self._likelihood, params, y)
-        weight = (noise + self.truncation).rsqrt()
-        residual = (y.flatten(1) - data[:, 0]) * weight
-        g = (data[:, 1:] * weight.unsqueeze(1)).double()
-        values, rotation = torch.linalg.eigh(g @ g.mT)
-        scale = (1 + values.clamp_min(0)).rsqrt()
-        coefficients = (rotation.mT @ (g @ residual.double().unsqueeze(-1))).squeeze(
-            -1
-        ) * scale.square()
-        basis = self.basis @ rotation.to(self.basis)
-        loc = (basis @ coefficients.to(basis).unsqueeze(-1)).squeeze(-1)
-        return ContractedNormal(loc, basis, scale.to(basis), validate_args=False)
-
-
-class RegressionStart(GaussianStart):
+class RegressionStart(SharedBasis):
     """Linear regression of the whitened field on the observation, fitted on simulations."""
 
     FITTED = ("center", "gain", "basis", "scale")
     center: Tensor
     gain: Tensor
-    basis: Tensor
     scale: Tensor
 
     def fit(self, xi: Tensor, y: Tensor, max_rank: int) -> None:
@@ -231,36 +78,19 @@ class RegressionStart(GaussianStart):
         )
 
 
-def noise_variance(likelihood: Likelihood, params: Mapping[str, Tensor], like: Tensor) -> Tensor:
-    """Variance of Gaussian noise, ``(n or 1, m or 1)``: per observation, per datum, or for all."""
-    sigma = likelihood.noise_scale(**params)
-    if sigma is None:
-        raise ValueError(f"'likelihood' must have Gaussian noise; got {likelihood!r}")
-    rows = sigma.shape[0] if "sigma" in params else 1
-    return sigma.to(like).reshape(rows, -1).square()
-
-
-def apply(physics: Physics, x: Tensor, params: Mapping[str, Tensor]) -> Tensor:
-    """Noise-free flat data ``(n, m)`` of fields ``(n, *event)``; one set of parameters serves all
-    fields."""
-    params = {
-        name: value.expand(x.shape[0], *value.shape[1:]) if value.shape[0] == 1 else value
-        for name, value in params.items()
-    }
-    data: Tensor = physics.A(x, **params)
-    return data.flatten(1)
-
-
 def operator_params(physics: Physics, params: Mapping[str, Tensor]) -> set[str]:
     """Names of the parameters that belong to the operator rather than to its noise model."""
     return params.keys() - physics.noise_model.state_dict().keys()
 
 
-def build_start(problem: InverseProblem, params: Mapping[str, Tensor]) -> GaussianStart:
+def build_start(
+    problem: InverseProblem, whitening: Whitening, params: Mapping[str, Tensor]
+) -> GaussianStart:
     """The kind of start that suits the problem, not yet fitted.
 
     Args:
         problem: prior, physics and noise.
+        whitening: coordinates of the start.
         params: a few draws of the parameters, each ``(n, ...)``.
     """
     physics, likelihood = problem.physics, problem.likelihood
@@ -272,8 +102,11 @@ def build_start(problem: InverseProblem, params: Mapping[str, Tensor]) -> Gaussi
         return RegressionStart()
     per_datum = noise_variance(likelihood, params, torch.empty(())).shape[1] > 1
     if per_datum or operator_params(physics, params):
-        return VaryingOperatorStart(physics, likelihood)
-    return FixedOperatorStart(physics, likelihood)
+        num_data = problem.observation_shape.numel()
+        if num_data > GRAM_LIMIT:
+            return TruncatedOperatorStart(physics, likelihood, whitening)
+        return VaryingOperatorStart(physics, likelihood, whitening, num_data)
+    return FixedOperatorStart(physics, likelihood, whitening)
 
 
 def fit_start(
@@ -288,14 +121,14 @@ def fit_start(
         problem: prior, physics and noise.
         whitening: coordinates of the start.
         simulations: fields ``(n, *event)``, observations ``(n, *obs)`` and parameters.
-        max_rank: most directions kept where the operator varies or the start is a regression.
+        max_rank: most directions kept with many data of a varying operator, and in a regression.
     """
     x, y, params = simulations
-    start = build_start(problem, params).to(x.device)
+    start = build_start(problem, whitening, params).to(x.device)
     if isinstance(start, FixedOperatorStart):
-        start.fit(whitening, params)
-    elif isinstance(start, VaryingOperatorStart):
-        start.fit(whitening, {name: value[:32] for name, value in params.items()}, max_rank)
+        start.fit(params)
+    elif isinstance(start, TruncatedOperatorStart):
+        start.fit({name: value[:32] for name, value in params.items()}, max_rank)
     elif isinstance(start, RegressionStart):
         start.fit(whitening.whiten(x), y, max_rank)
     return start

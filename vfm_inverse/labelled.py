@@ -31,16 +31,15 @@ from torch import Tensor
 from vfm_inverse import __version__
 from vfm_inverse.correction.ensemble import Ensemble
 from vfm_inverse.files import replacing
-from vfm_inverse.labels import squeezed
+from vfm_inverse.labels import BATCH, DRAW, ERROR_STD, OBSERVED, PARAM, squeezed
 from vfm_inverse.likelihood import Likelihood
+from vfm_inverse.station_tables import read_table
 
 if TYPE_CHECKING:
     from vfm_inverse.problem import InverseProblem
 
 __all__ = ["load_observation", "observation_to_xarray", "save_netcdf", "to_xarray"]
 
-DRAW, BATCH = "draw", "observation"
-OBSERVED, ERROR_STD, PARAM = "observed", "error_std", "param_"
 
 # Out ------------------------------------------------------------------------------------------
 
@@ -185,7 +184,8 @@ def load_observation(
     coordinate that the problem has too must agree with it, up to the order along a dimension. NaN
     (or the file's fill value) means not observed. The standard deviation of the error is a
     variable of the file or an attribute of the data called ``error_std`` or ``sigma``, in the
-    units of the data.
+    units of the data. Tables of stations, where the problem takes networks that change:
+    :mod:`vfm_inverse.station_tables`.
 
     Returns:
         ``y`` ``(batch, *observation)``, zero where not observed, and the parameters, both checked.
@@ -194,7 +194,7 @@ def load_observation(
         FileNotFoundError: there is no such file.
         ValueError: the file is no readable netCDF, or does not fit the problem.
     """
-    dataset = _open(source)
+    dataset = read_table(_open(source), problem)
     data = _data_of(dataset)
     units = data.attrs.get("units")
     expected = problem.observation_labels.units

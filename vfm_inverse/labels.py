@@ -18,6 +18,10 @@ from vfm_inverse.priors import CHANNEL, LabelledPrior
 
 __all__ = ["AxisLabels", "squeezed"]
 
+# Names in files; see vfm_inverse.labelled.
+DRAW, BATCH = "draw", "observation"
+OBSERVED, ERROR_STD, PARAM = "observed", "error_std", "param_"
+
 
 @dataclass(frozen=True)
 class AxisLabels:

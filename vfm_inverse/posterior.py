@@ -36,7 +36,8 @@ from vfm_inverse.adapter import (
 from vfm_inverse.encoders import FieldFeatures, TrainedRange, VectorFeatures
 from vfm_inverse.flow_map import ConditionedMap, FlowMap
 from vfm_inverse.gaussian import ContractedNormal
-from vfm_inverse.gaussian_start import GaussianStart
+from vfm_inverse.operator_start import GaussianStart
+from vfm_inverse.stations import StationFeatures
 from vfm_inverse.whitening import Whitening
 
 if TYPE_CHECKING:
@@ -176,7 +177,7 @@ class VariationalFlowMap(nn.Module):
         *,
         log_prior: Callable[[Tensor], Tensor] | None = None,
         whitening: Whitening,
-        features: VectorFeatures | FieldFeatures,
+        features: VectorFeatures | FieldFeatures | StationFeatures,
         observation_shape: torch.Size,
         param_shapes: Mapping[str, torch.Size],
         start: GaussianStart | None = None,
@@ -200,9 +201,7 @@ class VariationalFlowMap(nn.Module):
         self.whitening = whitening
         self.features = features
         self.start = start
-        self.range = TrainedRange(
-            observation_shape.numel() + sum(s.numel() for s in param_shapes.values())
-        )
+        self.range = TrainedRange()
         self.observation_shape = observation_shape
         self.param_shapes = dict(param_shapes)
         self.observation = observation

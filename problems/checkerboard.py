@@ -16,7 +16,7 @@ import torch
 from deepinv.physics import GaussianNoise
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
-from torch.special import log_ndtr, ndtr, ndtri
+from torch.special import log_ndtr, ndtri
 
 from vfm_inverse.operators import MatrixObservations
 from vfm_inverse.problem import InverseProblem
@@ -81,7 +81,8 @@ class CheckerboardPosterior(TorchDistribution):
         with torch.no_grad():
             shape = torch.Size(sample_shape) + self.y.shape
             low, high, sign = self._limits()
-            p_low, p_high = ndtr(low), ndtr(high)
+            # torch's ndtr is (1 + erf)/2, without digits in the tail; its log_ndtr has them.
+            p_low, p_high = log_ndtr(low).exp(), log_ndtr(high).exp()
             uniform = torch.rand(shape, dtype=torch.float64, device=self.y.device)
             z = ndtri(p_low + (p_high - p_low) * uniform).clamp(low, high)
             x_1 = (sign * (self.y.abs() + self.sigma * z)).to(self.y.dtype).clamp(-2, 2 - EDGE)
@@ -102,6 +103,6 @@ class CheckerboardPosterior(TorchDistribution):
         return CheckerboardPosterior(self.y.expand(shape), self.sigma.expand(shape))
 
     def _limits(self) -> tuple[Tensor, Tensor, Tensor]:
-        # Mirrored to y >= 0: both limits then lie in the lower tail, where ndtr keeps its digits.
+        # Mirrored to y >= 0: both limits then lie in the lower tail, where digits are kept.
         y, sigma = self.y.double().abs(), self.sigma.double()
         return (-2 - y) / sigma, (2 - y) / sigma, torch.where(self.y < 0, -1.0, 1.0).to(y)

@@ -286,6 +286,15 @@ def test_checkerboard_reference_is_what_rejection_gives() -> None:
             assert test.pvalue > 1e-4, f"y = {y}, axis {axis}"
 
 
+def test_checkerboard_draws_far_from_the_board_lie_at_its_near_edge() -> None:
+    """Where only the tail of the noise reaches the board: Phi(-10) has no digits in 1 + erf."""
+    problem = problems.load("checkerboard")
+    for y in (-3.0, 3.0):
+        drawn = reference(problem, torch.tensor([[y]]), {}).sample((4000,))[:, 0, 0]
+        exact = stats.truncnorm((-2 - y) / 0.1, (2 - y) / 0.1, y, 0.1)
+        assert stats.kstest(drawn.numpy(), exact.cdf).pvalue > 1e-3
+
+
 def test_noise_levels_are_log_uniform() -> None:
     sigma = problems.load("linear-gaussian", sigma=(0.05, 0.5)).sample_params(20_000, seed=0)[
         "sigma"

@@ -90,7 +90,7 @@ def test_draws_follow_the_stated_moments_and_batch_alone(name: str) -> None:
     made, q = trained(name)
     assert q.batch_shape == (3,)
     assert q.event_shape == (DIM,)
-    draws = q.sample((100_000,))
+    draws = q.sample((40_000 if "spline" in name else 100_000,))
     mean = draws.mean(0)
     if "spline" not in name:  # which has no mean in closed form
         torch.testing.assert_close(mean, q.mean, atol=0.05, rtol=0.02)
@@ -123,11 +123,11 @@ def test_both_training_terms_reach_every_parameter(name: str) -> None:
 @pytest.mark.parametrize("name", ["contraction", "diagonal", "full", "full stacked", "spline"])
 def test_families_have_a_frame(name: str) -> None:
     _, q = trained(name)
-    zeta = standardize(q, q.sample((100_000,)))
+    zeta = standardize(q, q.sample((40_000,)))
     torch.testing.assert_close(unstandardize(q, zeta), unstandardize(q, zeta).clone())
     torch.testing.assert_close(standardize(q, unstandardize(q, zeta)), zeta, atol=1e-4, rtol=1e-4)
     for i in range(3):
-        torch.testing.assert_close(torch.cov(zeta[:, i].T), torch.eye(DIM), atol=0.03, rtol=0)
+        torch.testing.assert_close(torch.cov(zeta[:, i].T), torch.eye(DIM), atol=0.04, rtol=0)
     z = zeta[:4]
     if name == "spline":
         return

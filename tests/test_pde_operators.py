@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from deepinv.physics import GaussianNoise, LinearPhysics, Physics
+from deepinv.physics import GaussianNoise, Physics
 from scipy import linalg
 from torch import Tensor
 from torch.func import jacfwd, jacrev, jvp, vmap
@@ -17,12 +17,13 @@ from vfm_inverse import operators
 from vfm_inverse.likelihood import Likelihood
 from vfm_inverse.operators import Darcy, FirstArrivals, FullWaveform, PointObservations
 from vfm_inverse.operators.darcy import solve_darcy
+from vfm_inverse.operators.masked import MaskedPhysics
 from vfm_inverse.operators.upwind import first_arrivals
 
 EXAMPLES = {
     name: (physics, x)
     for name, physics, x in operators.examples()
-    if not isinstance(physics, LinearPhysics)
+    if isinstance(physics, MaskedPhysics)
 }
 
 

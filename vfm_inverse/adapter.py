@@ -312,6 +312,8 @@ def standardize(q: dist.TorchDistribution, z: Tensor) -> Tensor:
 
 def standard_law(q: dist.TorchDistribution) -> dist.TorchDistribution:
     """The law of ``standardize(q, z)``, ``z ~ q``: N(0, I) for a Gaussian."""
+    if isinstance(q, StandardNormal):
+        return q
     if isinstance(q, Stacked):
         return standard_law(q.base)
     if isinstance(q, FRAMED):

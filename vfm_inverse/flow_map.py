@@ -19,6 +19,7 @@ identity at s = t whatever the network says.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -43,7 +44,7 @@ class ConditionedMap(NamedTuple):
     context: Tensor | None = None
     target: ContractedNormal | None = None
 
-    def transport(self, x: Tensor, s: Tensor, t: Tensor) -> Tensor:
+    def transport(self, x: Tensor, s: Tensor | float, t: Tensor | float) -> Tensor:
         """``X(x_s, s, t)``, ``(*sample, n, d)``."""
         return self.flow_map(x, s, t, self.context, self.target)
 
@@ -68,8 +69,8 @@ class ConditionedMap(NamedTuple):
     def _march(self, x: Tensor, start: float, end: float, steps: int) -> Tensor:
         if steps < 1:
             raise ValueError(f"'steps' must be at least 1; got {steps}")
-        times = torch.linspace(start, end, steps + 1, dtype=x.dtype, device=x.device)
-        for s, t in zip(times[:-1], times[1:], strict=True):
+        times = [start + (end - start) * i / steps for i in range(steps + 1)]
+        for s, t in pairwise(times):
             x = self.transport(x, s, t)
         return x
 
@@ -96,17 +97,21 @@ class FlowMap(nn.Module):
     def forward(
         self,
         x: Tensor,
-        s: Tensor,
-        t: Tensor,
+        s: Tensor | float,
+        t: Tensor | float,
         context: Tensor | None = None,
         target: ContractedNormal | None = None,
     ) -> Tensor:
-        """``X(x_s, s, t)``, ``(*sample, n, d)``."""
+        """``X(x_s, s, t)``, ``(*sample, n, d)``; a time that all points share may be a number."""
+        standard = s == 1.0 if isinstance(s, float) else False
+        plain = t == 1.0 or (t == 0.0 and target is None) if isinstance(t, float) else False
+        s, t = (torch.as_tensor(u, dtype=x.dtype, device=x.device) for u in (s, t))
         if not self.preconditioned:
             return x + (t - s).unsqueeze(-1) * self._evaluate(x, s, t, context)
-        zeta = self._standardize(x, s, target)
-        zeta = zeta + (t - s).unsqueeze(-1) * self._evaluate(zeta, s, t, context)
-        return self._unstandardize(zeta, t, target)
+        # At the ends nothing is left to standardise.
+        zeta = x if standard else self._standardize(x, s, target)
+        zeta = torch.addcmul(zeta, (t - s).unsqueeze(-1), self._evaluate(zeta, s, t, context))
+        return zeta if plain else self._unstandardize(zeta, t, target)
 
     def velocity(
         self,

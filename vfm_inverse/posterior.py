@@ -46,8 +46,9 @@ if TYPE_CHECKING:
 __all__ = ["Answer", "Condition", "Networks", "PushForward", "VariationalFlowMap"]
 
 OBSERVATION_MODES = ("adapter", "context", "both")
-CHUNK_NUMBERS = 2**18
-"""Numbers sent through the networks at once when sampling: bounds memory, and stays in cache."""
+CHUNK_NUMBERS = {"cpu": 2**16, "cuda": 2**22}
+"""Numbers sent through the networks at once when sampling: bounds memory, stays in a processor's
+cache and fills a graphics card."""
 
 
 class Condition(NamedTuple):
@@ -132,9 +133,11 @@ class PushForward(TorchDistribution):
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
         """Draws ``(*sample, *batch, *event)``, a bounded number at a time."""
         sample_shape = torch.Size(sample_shape)
-        z = self.latent.sample(torch.Size([sample_shape.numel()]))
-        rows = max(1, CHUNK_NUMBERS // z[0].numel())
-        x = torch.cat([self._decode(part) for part in z.split(rows)])
+        # What makes a Gaussian of N(0, I) is done chunk by chunk, in cache.
+        zeta = standard_law(self.latent).sample(torch.Size([sample_shape.numel()]))
+        chunk = CHUNK_NUMBERS.get(zeta.device.type, CHUNK_NUMBERS["cuda"])
+        parts = zeta.split(max(1, chunk // zeta[0].numel()))
+        x = torch.cat([self._decode(unstandardize(self.latent, part)) for part in parts])
         return self._finish(x.unflatten(0, sample_shape) if sample_shape else x[0], sample_shape)
 
     def _finish(self, x: Tensor, sample_shape: torch.Size) -> Tensor:

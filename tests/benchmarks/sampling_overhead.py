@@ -43,7 +43,7 @@ def main() -> dict[str, Any]:
             posterior = vfm(y, **params)
             z = posterior.latent.sample((num,))
             context = None if observation == "adapter" else vfm.condition(y, params).features
-            rows = max(1, CHUNK_NUMBERS // z[0].numel())
+            rows = max(1, CHUNK_NUMBERS["cpu"] // z[0].numel())
             s, t = torch.ones(()), torch.zeros(())
 
             def bare() -> None:

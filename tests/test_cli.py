@@ -153,6 +153,26 @@ def test_sample_writes_labelled_draws(
         assert (again["field"].values == values).all()
 
 
+def test_correct_writes_weighted_draws(
+    run: Path, observation: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "corrected.nc"
+    command = ["correct", str(run), str(observation), "-n", "256", "--out", str(out)]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert "observation 1: " in printed
+    assert "256 draws for 2 observation(s)" in printed
+    with xr.open_dataset(out) as stored:
+        assert stored["weight"].dims == ("draw", "observation")
+        assert float(stored["weight"].sum("draw")[0]) == pytest.approx(1, abs=1e-3)
+        assert stored["satisfied"].values.tolist() == [1, 1]
+        assert "k-hat" in str(stored["note"].values[0])
+    assert main([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["satisfied"] == 2
+    assert main([*command[:3], "-n", "10", "--out", str(out)]) == 2
+    assert "'num_samples' must be a multiple of 32" in capsys.readouterr().err
+
+
 def test_calibrate_writes_the_verdict(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = ["--num-simulations", "30", "--num-draws", "19"]
     assert main(["calibrate", str(run), *sizes, "--json"]) == 0

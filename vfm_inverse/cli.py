@@ -109,13 +109,21 @@ def build_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--resume", action="store_true", help="continue the run in the folder")
 
-    sub = add("sample", sample, "Draw from the posterior of an observation.", compute())
-    sub.add_argument("folder", type=Path, metavar="RUN", help="folder of a trained run")
-    sub.add_argument("observation", type=Path, metavar="OBS.nc", help="what was observed")
-    sub.add_argument(
-        "-n", "--num-draws", type=positive, default=1000, help="draws (default: 1000)"
-    )
-    sub.add_argument("--out", type=Path, required=True, metavar="POST.nc", help="file to write")
+    draw = "Draw from the posterior of an observation."
+    correction = "Draw, and correct the draws until their diagnostics are satisfied."
+    for name, run, summary, num in (
+        ("sample", sample, draw, 1000),
+        ("correct", correct, correction, 1024),
+    ):
+        sub = add(name, run, summary, compute())
+        sub.add_argument("folder", type=Path, metavar="RUN", help="folder of a trained run")
+        sub.add_argument("observation", type=Path, metavar="OBS.nc", help="what was observed")
+        sub.add_argument(
+            "-n", "--num-draws", type=positive, default=num, help=f"draws (default: {num})"
+        )
+        sub.add_argument(
+            "--out", type=Path, required=True, metavar="POST.nc", help="file to write"
+        )
 
     sub = add("calibrate", calibrate, "Check the calibration of a trained map.", compute())
     sub.add_argument("folder", type=Path, metavar="RUN", help="folder of a trained run")
@@ -224,6 +232,34 @@ def sample(args: argparse.Namespace) -> int:
     if args.json:
         return emit(done)
     print(f"{done['draws']} draws for {done['observations']} observation(s) in {done['file']}")
+    return 0
+
+
+def correct(args: argparse.Namespace) -> int:
+    """``vfm-inverse correct``."""
+    from vfm_inverse.correction import auto
+    from vfm_inverse.labelled import load_observation, save_netcdf, to_xarray
+    from vfm_inverse.runs import open_run
+    from vfm_inverse.training import resolve_device
+
+    vfm, problem = open_run(args.folder, resolve_device(args.device))
+    y, params = load_observation(args.observation, problem)
+    ensemble = auto(vfm, y, args.num_draws, seed=args.seed, **params)
+    provenance = {**vfm.provenance(), "seed": args.seed}
+    save_netcdf(to_xarray(ensemble, problem, y, params=params, provenance=provenance), args.out)
+    satisfied = int(ensemble.diagnostics["satisfied"].sum())
+    done = {
+        "draws": args.num_draws,
+        "observations": len(y),
+        "satisfied": satisfied,
+        "notes": list(ensemble.notes),
+        "file": str(args.out),
+    }
+    if args.json:
+        return emit(done)
+    for i, note in enumerate(ensemble.notes):
+        print(f"observation {i}: {note}")
+    print(f"{args.num_draws} draws for {len(y)} observation(s) in {args.out}")
     return 0
 
 

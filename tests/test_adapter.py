@@ -12,6 +12,7 @@ from vfm_inverse.adapter import (
     FAMILIES,
     Contraction,
     NoiseAdapter,
+    Spline,
     standard_normal,
     standardize,
     unstandardize,
@@ -167,3 +168,42 @@ def test_forward_kl_fits_a_bimodal_posterior_where_one_normal_cannot() -> None:
 def test_field_encoder_takes_any_grid(shape: tuple[int, ...]) -> None:
     encoder = FieldEncoder(shape[0], shape[1:], width=16)
     assert encoder(torch.randn(5, *shape)).shape == (5, 16)
+
+
+def test_a_spline_of_a_large_field_acts_on_informed_directions_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("vfm_inverse.adapter.SPLINE_LIMIT", 4)
+    torch.manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(6, 3))[0]
+    scale = torch.tensor([0.9, 0.1, 0.5]).expand(3, -1)
+    first = ContractedNormal(torch.randn(3, 6), basis, scale)
+    family = Spline(6, informed=2)
+    made = NoiseAdapter(VectorEncoder(WIDTH, WIDTH), family)
+    h = torch.randn(3, WIDTH)
+    z = torch.randn(50, 3, 6)
+    torch.testing.assert_close(made(h, first).log_prob(z), first.log_prob(z), atol=1e-4, rtol=1e-4)
+    for parameter in made.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    q = made(h, first)
+    zeta = torch.randn(50, 3, 6)
+    moved = standardize(q, unstandardize(q, zeta))
+    torch.testing.assert_close(moved, zeta, atol=1e-4, rtol=1e-4)
+    # Directions: the two smallest scales; what is orthogonal to them is the start's.
+    torch.testing.assert_close(first.leading(2), basis[:, [1, 2]])
+    rest = torch.linalg.qr(torch.cat([basis[:, [1, 2]], torch.randn(6, 4)], 1))[0][:, 2:]
+    draws = first.standardize(unstandardize(q, zeta))
+    torch.testing.assert_close(draws @ rest, zeta @ rest, atol=1e-4, rtol=1e-4)
+    # The density is the one of the change of variables.
+    jacobian = torch.autograd.functional.jacobian(
+        lambda v: unstandardize(q, v.expand(3, -1))[0], zeta[0, 0]
+    )
+    log_det = torch.linalg.slogdet(jacobian).logabsdet
+    expected = standard_normal(1, zeta).log_prob(zeta[0, :1]) - log_det
+    there = unstandardize(q, zeta[0, 0].expand(3, -1))
+    torch.testing.assert_close(q.log_prob(there)[:1], expected, atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="needs a Gaussian start above 4 dimensions"):
+        family(torch.randn(3, 64))
+    own = ContractedNormal(first.loc, basis.expand(3, -1, -1), scale)
+    with pytest.raises(ValueError, match="directions that all observations share"):
+        made(h, own)

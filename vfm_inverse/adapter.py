@@ -35,12 +35,16 @@ __all__ = [
     "Contraction",
     "Family",
     "NoiseAdapter",
+    "Spline",
     "Stacked",
     "standard_law",
     "standard_normal",
     "standardize",
     "unstandardize",
 ]
+
+SPLINE_LIMIT, SPLINE_RANK = 64, 32
+"""Most dimensions that a spline flow transforms all of, and directions that it takes above."""
 
 MAX_LOG_SCALE = 6.0
 MAX_SHIFT = 4.0
@@ -150,16 +154,35 @@ class Mixture(Family):
 
 
 class Spline(Family):
-    """A conditional neural spline flow, for posteriors that no Gaussian resembles."""
+    """A conditional neural spline flow, for posteriors that no Gaussian resembles.
 
-    def __init__(self, dim: int, context: int = 64) -> None:
+    Above ``SPLINE_LIMIT`` dimensions it acts on the directions that the data inform most, and the
+    rest stays as the Gaussian start has it.
+
+    Args:
+        dim: d.
+        informed: directions of the Gaussian start.
+        context: numbers that describe the flow.
+    """
+
+    def __init__(self, dim: int, informed: int = SPLINE_RANK, context: int = 64) -> None:
         super().__init__(dim)
         self.size = context
-        self.flow = fresh_flow(dim, context)
+        self.rank = dim if dim <= SPLINE_LIMIT else min(SPLINE_RANK, informed)
+        self.flow = fresh_flow(self.rank, context)
 
-    def forward(self, numbers: Tensor) -> Flowed:
+    def forward(self, numbers: Tensor, start: ContractedNormal | None = None) -> Flowed:
+        """The law that ``numbers (*batch, size)`` describe, in the start's coordinates."""
+        basis = None
+        if self.rank < self.dim:
+            if start is None:
+                raise ValueError(
+                    f"the family 'spline' needs a Gaussian start above {SPLINE_LIMIT} dimensions; "
+                    f"got {self.dim}"
+                )
+            basis = start.leading(self.rank)
         like = numbers[..., :1].expand(*numbers.shape[:-1], self.dim)
-        return Flowed(self.flow(numbers).transform, numbers.shape[:-1], like)
+        return Flowed(self.flow(numbers).transform, numbers.shape[:-1], like, basis)
 
 
 class Contraction(nn.Module):
@@ -269,7 +292,8 @@ class NoiseAdapter(nn.Module):
                     "the family 'contraction' needs a Gaussian start to contract from; got None"
                 )
             return self.family(numbers, start)
-        q = self.family(numbers)
+        given = (numbers, start) if isinstance(self.family, Spline) else (numbers,)
+        q = self.family(*given)
         return q if start is None else Stacked(q, start)
 
 

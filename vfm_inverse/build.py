@@ -14,7 +14,7 @@ import torch
 from deepinv.physics import LinearPhysics
 from torch import Tensor
 
-from vfm_inverse.adapter import FAMILIES, Contraction, NoiseAdapter
+from vfm_inverse.adapter import FAMILIES, Contraction, Family, NoiseAdapter, Spline
 from vfm_inverse.encoders import FieldEncoder, FieldFeatures, VectorEncoder, VectorFeatures
 from vfm_inverse.flow_map import FlowMap
 from vfm_inverse.gaussian_start import build_start, fit_start
@@ -179,11 +179,13 @@ def assemble(
         layers = EncodedContext(StationEncoder(features.rows), layers, spatial)
     adapter = None
     if observation != "context":
-        family = (
-            Contraction(config["rank"])
-            if config["adapter"] == "contraction"
-            else FAMILIES[config["adapter"]](dim)
-        )
+        family: Family | Contraction
+        if config["adapter"] == "contraction":
+            family = Contraction(config["rank"])
+        elif config["adapter"] == "spline":
+            family = Spline(dim, config["rank"])
+        else:
+            family = FAMILIES[config["adapter"]](dim)
         adapter = NoiseAdapter(encoder, family)
     return VariationalFlowMap(
         FlowMap(layers, preconditioned=config["gaussian_start"]),

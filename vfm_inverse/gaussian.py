@@ -139,6 +139,19 @@ class ContractedNormal(TorchDistribution):
         """``loc + C^{1/2} zeta``, the inverse of :meth:`standardize`."""
         return self.loc + self.contract(zeta, self.scale)
 
+    def leading(self, rank: int) -> Tensor:
+        """The ``rank`` most informed of the shared directions, ``(d, rank)``.
+
+        Raises:
+            ValueError: every law of the batch has directions of its own.
+        """
+        if self.basis.dim() > 2:
+            raise ValueError(
+                "the Gaussian start must have directions that all observations share, and not one "
+                "operator for each; take the adapter 'contraction' there"
+            )
+        return self.basis[:, self.scale.flatten(0, -2).mean(0).argsort()[:rank]]
+
     def __getitem__(self, rows: slice) -> ContractedNormal:
         """The laws of some rows of a batch with one dimension."""
         basis = self.basis if self.basis.dim() == 2 else self.basis[rows]

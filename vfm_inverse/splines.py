@@ -9,6 +9,7 @@ identity and the law N(0, I).
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -23,29 +24,33 @@ dimension; above, a coupling transform takes two."""
 
 
 class Flowed(TorchDistribution):
-    """The law of ``transform.inv(e)``, ``e ~ N(0, I)``.
+    """The law of ``transform.inv(e)``, ``e ~ N(0, I)``, or of that along some directions only.
 
     Args:
         transform: a zuko transform over the last dimension, with ``call_and_ladj`` and ``inv``.
         batch_shape: the batch that it broadcasts over.
         like: any tensor ``(..., d)`` of the dtype and device that draws shall have.
+        basis: orthonormal columns ``(d, rank)``: the transform acts on the coefficients along
+            them, and what is orthogonal to them stays N(0, I).
     """
 
     arg_constraints: dict[str, Any] = {}
     support = constraints.real_vector
     has_rsample = True
 
-    def __init__(self, transform: Any, batch_shape: torch.Size, like: Tensor) -> None:
-        self.transform, self.like = transform, like
+    def __init__(
+        self, transform: Any, batch_shape: torch.Size, like: Tensor, basis: Tensor | None = None
+    ) -> None:
+        self.transform, self.like, self.basis = transform, like, basis
         super().__init__(batch_shape, like.shape[-1:], validate_args=False)
 
     def standardize(self, z: Tensor) -> Tensor:
         """Coordinates ``(*sample, n, d)`` in which the law is N(0, I)."""
-        return self.transform(z)
+        return self._along(self.transform, z)
 
     def unstandardize(self, e: Tensor) -> Tensor:
         """The inverse of :meth:`standardize`."""
-        return self.transform.inv(e)
+        return self._along(self.transform.inv, e)
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
         """Reparametrised draws, ``(*sample, n, d)``."""
@@ -60,9 +65,17 @@ class Flowed(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density of ``value (*sample, n, d)``, ``(*sample, n)``."""
-        e, log_det = self.transform.call_and_ladj(value)
-        normal = torch.distributions.Normal(e.new_zeros(()), 1.0, validate_args=False)
-        return normal.log_prob(e).sum(-1) + log_det
+        inner = value if self.basis is None else value @ self.basis
+        e, log_det = self.transform.call_and_ladj(inner)
+        # What is orthogonal to the basis keeps its length.
+        square = e.square().sum(-1) + value.square().sum(-1) - inner.square().sum(-1)
+        return -0.5 * (square + value.shape[-1] * math.log(2 * math.pi)) + log_det
+
+    def _along(self, transform: Any, z: Tensor) -> Tensor:
+        if self.basis is None:
+            return transform(z)
+        inner = z @ self.basis
+        return z + (transform(inner) - inner) @ self.basis.T
 
 
 def fresh_flow(dim: int, context: int, transforms: int = 3, width: int = 128) -> nn.Module:

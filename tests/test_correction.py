@@ -352,3 +352,24 @@ def test_unbatched_parameters_of_the_networks_are_not_touched() -> None:
     correction.mcmc(vfm, y, 128, num_chains=16, warmup=5, thin=1, seed=0)
     assert torch.equal(nn.utils.parameters_to_vector(vfm.parameters()), before)
     assert all(p.grad is None for p in vfm.parameters())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("mode", MODES)
+def test_corrections_on_a_gpu(mode: str) -> None:
+    problem, vfm = damaged(mode, weight=0.0 if mode == "adapter" else 0.1)
+    problem.to("cuda")
+    vfm.to("cuda")
+    _, y, _ = problem.simulate(3, seed=2)
+    exact = problem.reference_posterior(y)
+    for ensemble in (
+        correction.psis(vfm, y, 8192, seed=0),
+        correction.smc(vfm, y, 4096, seed=0),
+        correction.auto(vfm, y, 4096, seed=0),
+    ):
+        assert ensemble.samples.is_cuda
+        shift, low, high = errors(ensemble, exact)
+        assert shift < 0.1
+        assert 0.88 < low < high < 1.13
+    assert correction.ksd(vfm, y, 200, seed=0)["p_value"].is_cuda

@@ -121,6 +121,7 @@ class InverseProblem:
         with seeded(0):  # one sample shows the shapes; the caller's random stream must not notice
             x, x_test = self._samplers["train"](1), self._samplers["test"](1)
             self.field_shape, self.dtype = x.shape[1:], x.dtype
+            self._prior_device = x.device
             if x_test.shape != x.shape:
                 raise ValueError(
                     f"'test_prior' has fields of shape {tuple(x_test.shape[1:])}; "
@@ -255,7 +256,11 @@ class InverseProblem:
     def log_prior(self) -> Callable[[Tensor], Tensor] | None:
         """``log p(x)`` in nats, ``(*batch, *field_shape)`` to ``(*batch,)``; ``None`` unless the
         prior is a distribution."""
-        return self._prior.log_prob if isinstance(self._prior, Distribution) else None
+        if not isinstance(self._prior, Distribution):
+            return None
+        prior, home = self._prior, self._prior_device
+        # A distribution stays on the device where its parameters are.
+        return lambda x: prior.log_prob(x.to(home)).to(x.device)
 
     def check_observation(
         self, y: Tensor, params: Mapping[str, Tensor] | None = None

@@ -72,7 +72,8 @@ def mcmc(
         )
     y, params, batched = vfm.batch(y, params)
     with seeded(seed):
-        target = Target(vfm, y, params)
+        # Without the map's determinant, which a chain does not need and no gradient should pay.
+        target = Target(vfm, y, params, direct=True)
         start = target.sample(num_chains)
         if method == "nuts":
             chains, accepted = nuts(target, start, length, warmup)

@@ -71,59 +71,62 @@ def auto(
     with seeded(seed), torch.no_grad():
         target = Target(vfm, y, params)
         u = target.sample(num_samples)
-        log_weights = u.new_zeros(u.shape[:2])
-        nan = torch.full_like(log_weights[0], torch.nan)
-        figures = {name: nan.clone() for name in ("rung", "k_hat", "rhat", "acceptance")}
-        left = torch.arange(target.num, device=u.device)
-
+        result = Climb(target.field(u))
         if not target.direct:
-            log_weights, figures["k_hat"] = smooth(target.log_prob(u) - target.log_reference(u))
-            share = effective_size(log_weights.softmax(0)) / num_samples
-            good = (figures["k_hat"] < GOOD_SHAPE) & (share >= GOOD_SHARE)
-            figures["rung"] = torch.where(good, 0.0, nan)
-            left = left[~good]
+            log_ratio = target.log_prob(u) - target.log_reference(u)
+            result.weigh(*smooth(log_ratio))
+            left = result.left
             if len(left):
-                state, found = anneal(target.rows(left), u[:, left])
-                left = settle(1, left, state.u, found, u, log_weights, figures)
+                part = target.rows(left)
+                state, found = anneal(part, u[:, left])
+                u[:, left] = state.u
+                result.settle(1, part.field(state.u), found)
+        left = result.left
         if len(left):
-            chains, accepted = march(
-                target.rows(left), u[::LENGTH, left], "mala", LENGTH, WARMUP, THIN
-            )
-            found = chain_figures(chains, accepted)
-            left = settle(2, left, chains.flatten(0, 1), found, u, log_weights, figures)
-        satisfied = torch.ones_like(nan).index_fill_(0, left, 0.0)
-        return Ensemble.of(
-            target.field(u),
-            batched,
-            log_weights,
-            {**figures, "satisfied": satisfied},
-            tuple(
-                sentence(*row)
-                for row in zip(
-                    figures["rung"].tolist(),
-                    figures["k_hat"].tolist(),
-                    figures["rhat"].tolist(),
-                    strict=True,
-                )
-            ),
-        )
+            part, start = target.rows(left).without_map(u[::LENGTH, left])
+            chains, accepted = march(part, start, "mala", LENGTH, WARMUP, THIN)
+            result.settle(2, part.field(chains.flatten(0, 1)), chain_figures(chains, accepted))
+    return result.ensemble(batched)
 
 
-def settle(
-    rung: int,
-    rows: Tensor,
-    draws: Tensor,
-    found: Mapping[str, Tensor],
-    u: Tensor,
-    log_weights: Tensor,
-    figures: dict[str, Tensor],
-) -> Tensor:
-    """Write the draws and figures of some rows in place; returns the rows that go on."""
-    u[:, rows], log_weights[:, rows] = draws, 0.0
-    figures["rung"][rows] = float(rung)
-    for name in ("rhat", "acceptance"):
-        figures[name][rows] = found[name]
-    return rows[found["rhat"] > GOOD_RHAT]
+class Climb:
+    """What the rungs have found so far.
+
+    Args:
+        samples: draws of the map, ``(num, n, *event)``.
+    """
+
+    def __init__(self, samples: Tensor) -> None:
+        self.samples = samples
+        self.log_weights = samples.new_zeros(samples.shape[:2])
+        nan = torch.full_like(self.log_weights[0], torch.nan)
+        self.figures = {name: nan.clone() for name in ("rung", "k_hat", "rhat", "acceptance")}
+        self.left = torch.arange(samples.shape[1], device=samples.device)
+
+    def weigh(self, log_weights: Tensor, k_hat: Tensor) -> None:
+        """The first rung, for all observations."""
+        share = effective_size(log_weights.softmax(0)) / len(log_weights)
+        good = (k_hat < GOOD_SHAPE) & (share >= GOOD_SHARE)
+        self.log_weights, self.figures["k_hat"] = log_weights, k_hat
+        self.figures["rung"][good] = 0.0
+        self.left = self.left[~good]
+
+    def settle(self, rung: int, samples: Tensor, found: Mapping[str, Tensor]) -> None:
+        """A later rung, for the observations that are left."""
+        rows = self.left
+        self.samples[:, rows], self.log_weights[:, rows] = samples, 0.0
+        self.figures["rung"][rows] = float(rung)
+        for name in ("rhat", "acceptance"):
+            self.figures[name][rows] = found[name]
+        self.left = rows[found["rhat"] > GOOD_RHAT]
+
+    def ensemble(self, batched: bool) -> Ensemble:
+        """Draws, weights and figures of all observations."""
+        satisfied = torch.ones_like(self.figures["rung"]).index_fill_(0, self.left, 0.0)
+        columns = (self.figures[name].tolist() for name in ("rung", "k_hat", "rhat"))
+        notes = tuple(sentence(*row) for row in zip(*columns, strict=True))
+        figures = {**self.figures, "satisfied": satisfied}
+        return Ensemble.of(self.samples, batched, self.log_weights, figures, notes)
 
 
 def sentence(rung: float, k_hat: float, rhat: float) -> str:

@@ -173,6 +173,15 @@ class Target:
         cleaned."""
         return self._log_prob(u)
 
+    def without_map(self, u: Tensor) -> tuple[Target, Tensor]:
+        """The same posteriors in direct coordinates, where a gradient costs no pass of the map,
+        and draws ``u (num, n, d)`` there; itself where no determinant is needed."""
+        if self.direct or self._prior_map:
+            return self, u
+        direct = Target(self.vfm, self.y, self.params, direct=True)
+        xi = self._chunked(self.whitened, u)
+        return direct, xi if direct._frame is None else standardize(direct._frame, xi)
+
     def rows(self, rows: slice | Tensor) -> Target:
         """The target of some of the observations."""
         params = {name: value[rows] for name, value in self.params.items()}

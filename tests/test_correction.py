@@ -373,3 +373,25 @@ def test_corrections_on_a_gpu(mode: str) -> None:
         assert shift < 0.1
         assert 0.88 < low < high < 1.13
     assert correction.ksd(vfm, y, 200, seed=0)["p_value"].is_cuda
+
+
+def test_a_map_that_folds_over_itself_is_found_out() -> None:
+    """The weights of a folding map are wrong without a sign in k-hat: they must not be trusted."""
+    problem = problems.load("linear-gaussian", dim=1, obs_dim=1)
+    vfm = VariationalFlowMap.for_problem(problem, observation="context", num_simulations=2000)
+    _, y, _ = problem.simulate(2, seed=0)
+    assert Target(vfm, y, {}).folded(torch.randn(100, 2, 1)).eq(0).all()
+
+    class Fold(nn.Module):
+        def forward(self, x: Tensor, s: Tensor, t: Tensor, context: object) -> Tensor:
+            return 2 * torch.sin(2 * x)  # one step: x - 2 sin 2x, which is not monotonic
+
+    vfm.flow_map.network = Fold()
+    weighted = correction.psis(vfm, y, 2048, seed=0)
+    assert weighted.diagnostics["folded"].min() > 0.1
+    assert "do not trust" in weighted.notes[0]
+    climbed = correction.auto(vfm, y, 2048, seed=0)
+    assert climbed.diagnostics["rung"].eq(2).all()
+    assert "folds" in climbed.notes[0]
+    exact = problem.reference_posterior(y)
+    assert ((climbed.mean - exact.mean).abs() / exact.variance.sqrt()).max() < 0.1

@@ -22,6 +22,10 @@ from vfm_inverse.randomness import seeded
 __all__ = ["fit_pareto", "psis", "smooth"]
 
 GOOD_SHAPE = 0.7
+"""Largest k-hat with which weights are trusted."""
+
+MOST_FOLDED = 0.01
+"""Largest share of draws in folds of the map with which weights are trusted."""
 
 
 @torch.no_grad()
@@ -43,7 +47,8 @@ def psis(
         params: parameters of the observations.
 
     Returns:
-        Diagnostics ``k_hat`` (trust the weights below 0.7) and ``ess``.
+        Diagnostics ``k_hat`` (trust the weights below 0.7), ``ess``, and ``folded``, the share of
+        draws at which a conditional map folds over itself (trust the weights below 0.01).
 
     Raises:
         ValueError: the posterior's or the draws' density is unknown (:class:`Target`).
@@ -53,12 +58,14 @@ def psis(
         target = Target(vfm, y, params)
         u = target.sample(num_samples)
         log_weights, k_hat = smooth(target.log_prob(u) - target.log_reference(u))
-        field = target.field(u)
+        field, folded = target.field(u), target.folded(u)
+    good = (k_hat < GOOD_SHAPE) & (folded <= MOST_FOLDED)
     notes = tuple(
-        f"k-hat {k:.2f}: " + ("the weights can be trusted" if k < GOOD_SHAPE else "do not trust")
-        for k in k_hat.tolist()
+        f"k-hat {k:.2f}, folded {f:.1%}: "
+        + ("the weights can be trusted" if trusted else "do not trust the weights")
+        for k, f, trusted in zip(k_hat.tolist(), folded.tolist(), good.tolist(), strict=True)
     )
-    return Ensemble.of(field, batched, log_weights, {"k_hat": k_hat}, notes)
+    return Ensemble.of(field, batched, log_weights, {"k_hat": k_hat, "folded": folded}, notes)
 
 
 def smooth(log_weights: Tensor) -> tuple[Tensor, Tensor]:

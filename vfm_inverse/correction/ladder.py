@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vfm_inverse.correction.chains import chain_figures, march
 from vfm_inverse.correction.ensemble import Ensemble, effective_size
-from vfm_inverse.correction.importance import GOOD_SHAPE, smooth
+from vfm_inverse.correction.importance import GOOD_SHAPE, MOST_FOLDED, smooth
 from vfm_inverse.correction.target import Target
 from vfm_inverse.correction.tempering import anneal
 from vfm_inverse.posterior import VariationalFlowMap
@@ -20,6 +20,7 @@ from vfm_inverse.randomness import seeded
 __all__ = ["RUNGS", "auto"]
 
 RUNGS = ("psis", "smc", "mcmc")
+FIGURES = ("rung", "k_hat", "rhat", "folded", "acceptance")
 
 LENGTH, WARMUP, THIN = 32, 300, 5
 """Draws kept of each Markov chain, moves before them and between them."""
@@ -41,7 +42,9 @@ def auto(
 ) -> Ensemble:
     """Correct the map's draws with the cheapest method that holds for each observation.
 
-    Importance weights are taken where k-hat stays below 0.7 and a tenth of the draws is effective;
+    Importance weights are taken where k-hat stays below 0.7, a tenth of the draws is effective and
+    a conditional map does not fold over itself (more steps, or a spline adapter, make it less
+    likely to);
     the other observations are given to tempered sequential Monte Carlo, accepted if independent
     groups of particles agree (R-hat up to 1.05), and what is left to Markov chains. Where the
     density of the draws is unknown, the chains are the first rung.
@@ -74,18 +77,20 @@ def auto(
         result = Climb(target.field(u))
         if not target.direct:
             log_ratio = target.log_prob(u) - target.log_reference(u)
-            result.weigh(*smooth(log_ratio))
-            left = result.left
+            result.weigh(*smooth(log_ratio), target.folded(u))
+            # Tempering is no more exact under a map that folds.
+            left = result.left[result.figures["folded"][result.left] <= MOST_FOLDED]
             if len(left):
                 part = target.rows(left)
                 state, found = anneal(part, u[:, left])
                 u[:, left] = state.u
-                result.settle(1, part.field(state.u), found)
+                result.settle(1, left, part.field(state.u), found)
         left = result.left
         if len(left):
             part, start = target.rows(left).without_map(u[::LENGTH, left])
             chains, accepted = march(part, start, "mala", LENGTH, WARMUP, THIN)
-            result.settle(2, part.field(chains.flatten(0, 1)), chain_figures(chains, accepted))
+            found = chain_figures(chains, accepted)
+            result.settle(2, left, part.field(chains.flatten(0, 1)), found)
     return result.ensemble(batched)
 
 
@@ -100,38 +105,43 @@ class Climb:
         self.samples = samples
         self.log_weights = samples.new_zeros(samples.shape[:2])
         nan = torch.full_like(self.log_weights[0], torch.nan)
-        self.figures = {name: nan.clone() for name in ("rung", "k_hat", "rhat", "acceptance")}
+        self.figures = {name: nan.clone() for name in FIGURES}
         self.left = torch.arange(samples.shape[1], device=samples.device)
 
-    def weigh(self, log_weights: Tensor, k_hat: Tensor) -> None:
+    def weigh(self, log_weights: Tensor, k_hat: Tensor, folded: Tensor) -> None:
         """The first rung, for all observations."""
         share = effective_size(log_weights.softmax(0)) / len(log_weights)
-        good = (k_hat < GOOD_SHAPE) & (share >= GOOD_SHARE)
-        self.log_weights, self.figures["k_hat"] = log_weights, k_hat
+        good = (k_hat < GOOD_SHAPE) & (share >= GOOD_SHARE) & (folded <= MOST_FOLDED)
+        self.log_weights = log_weights
+        self.figures["k_hat"], self.figures["folded"] = k_hat, folded
         self.figures["rung"][good] = 0.0
         self.left = self.left[~good]
 
-    def settle(self, rung: int, samples: Tensor, found: Mapping[str, Tensor]) -> None:
-        """A later rung, for the observations that are left."""
-        rows = self.left
+    def settle(
+        self, rung: int, rows: Tensor, samples: Tensor, found: Mapping[str, Tensor]
+    ) -> None:
+        """A later rung, for the observations ``rows`` among those left."""
         self.samples[:, rows], self.log_weights[:, rows] = samples, 0.0
         self.figures["rung"][rows] = float(rung)
         for name in ("rhat", "acceptance"):
             self.figures[name][rows] = found[name]
-        self.left = rows[found["rhat"] > GOOD_RHAT]
+        satisfied = rows[found["rhat"] <= GOOD_RHAT]
+        self.left = self.left[~torch.isin(self.left, satisfied)]
 
     def ensemble(self, batched: bool) -> Ensemble:
         """Draws, weights and figures of all observations."""
         satisfied = torch.ones_like(self.figures["rung"]).index_fill_(0, self.left, 0.0)
-        columns = (self.figures[name].tolist() for name in ("rung", "k_hat", "rhat"))
+        columns = (self.figures[name].tolist() for name in FIGURES[:4])
         notes = tuple(sentence(*row) for row in zip(*columns, strict=True))
         figures = {**self.figures, "satisfied": satisfied}
         return Ensemble.of(self.samples, batched, self.log_weights, figures, notes)
 
 
-def sentence(rung: float, k_hat: float, rhat: float) -> str:
+def sentence(rung: float, k_hat: float, rhat: float, folded: float) -> str:
     """What was done for one observation, and why."""
     why = "the density of the draws is unknown" if math.isnan(k_hat) else f"k-hat {k_hat:.2f}"
+    if folded > MOST_FOLDED:
+        why = f"the map folds at {folded:.1%} of the draws"
     if rung == 0:
         return f"weighted: {why}"
     agree = "agree" if rhat <= GOOD_RHAT else "still disagree: do not trust these draws"

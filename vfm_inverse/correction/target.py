@@ -9,7 +9,8 @@ the posterior differs from it only as far as the map is wrong. With the whitened
   :math:`z = \mu + C^{1/2} u` under a Gaussian q. No Jacobian, and no density of the prior: it is
   exact for the prior that the map has learned;
 * for a conditional map: :math:`p(\xi)\, p(y \mid x)\, |\det \partial \xi / \partial u|`. The
-  determinant takes one forward-mode derivative a dimension, and the prior needs a density;
+  determinant takes one forward-mode derivative a dimension, and the prior needs a density. It is
+  exact for a map that is one to one (:meth:`Target.folded`);
 * the same without the determinant in the ``direct`` coordinates
   :math:`\xi = \mu + C^{1/2} u`: the density of the draws is then unknown, which Markov chains do
   not mind.
@@ -193,7 +194,7 @@ class Target:
             return self.noise_log_prob(z) + self._frame_log_det(u, z)
         log_prior = self.vfm.log_prior
         assert log_prior is not None  # the constructor saw to it
-        zeta, log_det = (u, 0.0) if self.direct else self._map_with_log_det(u)
+        zeta, log_det = (u, 0.0) if self.direct else self._map_with_log_det(u)[:2]
         xi = zeta if self._frame is None else unstandardize(self._frame, zeta)
         x = self.vfm.whitening.unwhiten(xi)
         log_det = log_det + self._frame_log_det(zeta, xi) + self.vfm.whitening.log_det(xi)
@@ -212,8 +213,21 @@ class Target:
             return 0.0
         return self.log_normal(zeta) - q.log_prob(xi)
 
-    def _map_with_log_det(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """The map in its own coordinates, ``(num, n, d)``, and its ``log |det|``, ``(num, n)``."""
+    @torch.no_grad()
+    def folded(self, u: Tensor) -> Tensor:
+        """Share of the draws ``u (num, n, d)`` at which the map turns space inside out, ``(n,)``.
+
+        The density of the posterior in u counts a field as often as the map reaches it; a map that
+        is one to one has none such, one that folds over itself does.
+        """
+        if self.direct or self._prior_map:
+            return u.new_zeros(self.num)
+        sign = self._chunked(lambda part: self._map_with_log_det(part)[2], u)
+        return (sign < 0).to(u).mean(0)
+
+    def _map_with_log_det(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The map in its own coordinates, ``(num, n, d)``, its ``log |det|`` and the determinant's
+        sign, ``(num, n)``."""
         basis = torch.eye(self.dim, dtype=u.dtype, device=u.device)
 
         def along(direction: Tensor) -> Any:
@@ -224,7 +238,8 @@ class Target:
             )
 
         zeta, columns = torch.func.vmap(along)(basis)
-        return zeta[0], torch.linalg.slogdet(columns.movedim(0, -1)).logabsdet
+        sign, log_det = torch.linalg.slogdet(columns.movedim(0, -1))
+        return zeta[0], log_det, sign
 
     def _chunked(self, function: Callable[[Tensor], Tensor], u: Tensor) -> Tensor:
         cost = self.num * max(self.dim, 64)

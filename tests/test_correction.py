@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from pyro.ops.stats import fit_generalized_pareto
-from torch import nn
+from torch import Tensor, nn
 from torch.distributions import Independent, Normal, Uniform
 
 import vfm_inverse as vi
@@ -390,8 +390,9 @@ def test_a_map_that_folds_over_itself_is_found_out() -> None:
     weighted = correction.psis(vfm, y, 2048, seed=0)
     assert weighted.diagnostics["folded"].min() > 0.1
     assert "do not trust" in weighted.notes[0]
+    # More steps unfold it.
     climbed = correction.auto(vfm, y, 2048, seed=0)
-    assert climbed.diagnostics["rung"].eq(2).all()
-    assert "folds" in climbed.notes[0]
+    assert climbed.diagnostics["folded"].max() < 0.01
+    assert climbed.diagnostics["satisfied"].eq(1).all()
     exact = problem.reference_posterior(y)
     assert ((climbed.mean - exact.mean).abs() / exact.variance.sqrt()).max() < 0.1

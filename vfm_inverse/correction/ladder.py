@@ -22,6 +22,9 @@ __all__ = ["RUNGS", "auto"]
 RUNGS = ("psis", "smc", "mcmc")
 FIGURES = ("rung", "k_hat", "rhat", "folded", "acceptance")
 
+UNFOLDING_STEPS = 4
+"""Steps of the map that are tried where fewer leave folds or bad weights."""
+
 LENGTH, WARMUP, THIN = 32, 300, 5
 """Draws kept of each Markov chain, moves before them and between them."""
 
@@ -73,32 +76,44 @@ def auto(
     y, params, batched = vfm.batch(y, params)
     with seeded(seed), torch.no_grad():
         target = Target(vfm, y, params)
-        u = target.sample(num_samples)
-        result = Climb(target.field(u))
+        result = Climb(y.new_empty(num_samples, len(y), *vfm.event_shape))
         if not target.direct:
-            log_ratio = target.log_prob(u) - target.log_reference(u)
-            result.weigh(*smooth(log_ratio), target.folded(u))
-            # Tempering is no more exact under a map that folds.
-            left = result.left[result.figures["folded"][result.left] <= MOST_FOLDED]
-            if len(left):
-                part = target.rows(left)
-                state, found = anneal(part, u[:, left])
-                u[:, left] = state.u
-                result.settle(1, left, part.field(state.u), found)
+            # More steps, each nearer to the identity, unfold a map that folds over itself.
+            for steps in dict.fromkeys((vfm.steps, max(vfm.steps, UNFOLDING_STEPS))):
+                climb_with(result, Target(vfm, y, params, steps=steps), num_samples)
+                if target.prior_map or not len(result.left):
+                    break
         left = result.left
         if len(left):
-            part, start = target.rows(left).without_map(u[::LENGTH, left])
+            part = target.rows(left)
+            part, start = part.without_map(part.sample(num_samples // LENGTH))
             chains, accepted = march(part, start, "mala", LENGTH, WARMUP, THIN)
             found = chain_figures(chains, accepted)
             result.settle(2, left, part.field(chains.flatten(0, 1)), found)
     return result.ensemble(batched)
 
 
+def climb_with(result: Climb, target: Target, num_samples: int) -> None:
+    """Weigh, and temper, the draws of a map for the observations that are left."""
+    rows = result.left
+    part = target.rows(rows)
+    u = part.sample(num_samples)
+    folded = part.folded(u)
+    log_weights, k_hat = smooth(part.log_prob(u) - part.log_reference(u))
+    result.weigh(rows, part.field(u), log_weights, k_hat, folded)
+    # Tempering is no more exact than weights under a map that folds.
+    again = torch.isin(rows, result.left) & (folded <= MOST_FOLDED)
+    if again.any():
+        tempered = part.rows(again.nonzero().squeeze(1))
+        state, found = anneal(tempered, u[:, again])
+        result.settle(1, rows[again], tempered.field(state.u), found)
+
+
 class Climb:
     """What the rungs have found so far.
 
     Args:
-        samples: draws of the map, ``(num, n, *event)``.
+        samples: where the draws go, ``(num, n, *event)``.
     """
 
     def __init__(self, samples: Tensor) -> None:
@@ -108,14 +123,16 @@ class Climb:
         self.figures = {name: nan.clone() for name in FIGURES}
         self.left = torch.arange(samples.shape[1], device=samples.device)
 
-    def weigh(self, log_weights: Tensor, k_hat: Tensor, folded: Tensor) -> None:
-        """The first rung, for all observations."""
+    def weigh(
+        self, rows: Tensor, samples: Tensor, log_weights: Tensor, k_hat: Tensor, folded: Tensor
+    ) -> None:
+        """The first rung, for the observations ``rows``."""
         share = effective_size(log_weights.softmax(0)) / len(log_weights)
         good = (k_hat < GOOD_SHAPE) & (share >= GOOD_SHARE) & (folded <= MOST_FOLDED)
-        self.log_weights = log_weights
-        self.figures["k_hat"], self.figures["folded"] = k_hat, folded
-        self.figures["rung"][good] = 0.0
-        self.left = self.left[~good]
+        self.samples[:, rows], self.log_weights[:, rows] = samples, log_weights
+        self.figures["k_hat"][rows], self.figures["folded"][rows] = k_hat, folded
+        self.figures["rung"][rows[good]] = 0.0
+        self.left = rows[~good]
 
     def settle(
         self, rung: int, rows: Tensor, samples: Tensor, found: Mapping[str, Tensor]

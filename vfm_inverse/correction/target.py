@@ -48,11 +48,13 @@ class Target:
         params: their parameters.
         direct: leave the map out of the coordinates. By default only where its determinant would
             be needed in more than ``TRANSPORT_LIMIT`` dimensions.
+        steps: of the map; as many as it usually takes by default.
 
     Attributes:
         num: n.
         dim: d.
         direct: whether the draws' density is unknown.
+        prior_map: whether the map is one of the prior.
 
     Raises:
         ValueError: the map has no likelihood, or needs a density of the prior and has none.
@@ -64,6 +66,7 @@ class Target:
         y: Tensor,
         params: Mapping[str, Tensor],
         direct: bool | None = None,
+        steps: int | None = None,
     ) -> None:
         if vfm.likelihood is None:
             raise ValueError(
@@ -78,11 +81,12 @@ class Target:
                 f"observation='adapter'; got observation={vfm.observation!r}"
             )
         self.vfm, self.y, self.params = vfm, y, dict(params)
+        self.steps = steps or vfm.steps
         with torch.no_grad():
             condition = vfm.condition(y, params)
             self.answer = vfm.answer(condition)
         self.num, self.dim = y.shape[0], vfm.whitening.dim
-        self._prior_map = prior_map
+        self.prior_map = prior_map
         if direct is None:
             direct = self.dim > TRANSPORT_LIMIT
         self.direct = direct and not prior_map
@@ -101,7 +105,7 @@ class Target:
         u = self.reference.sample(torch.Size([num]))
         if not self.direct:
             return u
-        xi = self._chunked(lambda part: self.answer.generate(part, self.vfm.steps), u)
+        xi = self._chunked(lambda part: self.answer.generate(part, self.steps), u)
         return xi if self._frame is None else standardize(self._frame, xi)
 
     def field(self, u: Tensor) -> Tensor:
@@ -112,9 +116,9 @@ class Target:
         """``xi (num, n, d)`` at ``u (num, n, d)``."""
         if self.direct:
             return u if self._frame is None else unstandardize(self._frame, u)
-        if self._prior_map:
-            return self.answer.generate(unstandardize(self.answer.q, u), self.vfm.steps)
-        return self.answer.generate(u, self.vfm.steps)
+        if self.prior_map:
+            return self.answer.generate(unstandardize(self.answer.q, u), self.steps)
+        return self.answer.generate(u, self.steps)
 
     def log_reference(self, u: Tensor) -> Tensor:
         """Log density of the map's draws, ``(num, n)``.
@@ -165,9 +169,10 @@ class Target:
 
     def noise_log_prob(self, z: Tensor) -> Tensor:
         """Log density of the posterior at noise ``z (num, n, d)`` of the map; differentiable."""
-        if not self._prior_map:
+        if not self.prior_map:
             return self._log_prob(z)
-        return self._normal.log_prob(z) + self._log_likelihood(self.vfm.decode(z, self.answer))
+        x = self.vfm.whitening.unwhiten(self.answer.generate(z, self.steps))
+        return self._normal.log_prob(z) + self._log_likelihood(x)
 
     def differentiable(self, u: Tensor) -> Tensor:
         """:meth:`log_prob` for callers that take gradients themselves: neither chunked nor
@@ -177,19 +182,19 @@ class Target:
     def without_map(self, u: Tensor) -> tuple[Target, Tensor]:
         """The same posteriors in direct coordinates, where a gradient costs no pass of the map,
         and draws ``u (num, n, d)`` there; itself where no determinant is needed."""
-        if self.direct or self._prior_map:
+        if self.direct or self.prior_map:
             return self, u
-        direct = Target(self.vfm, self.y, self.params, direct=True)
+        direct = Target(self.vfm, self.y, self.params, True, self.steps)
         xi = self._chunked(self.whitened, u)
         return direct, xi if direct._frame is None else standardize(direct._frame, xi)
 
     def rows(self, rows: slice | Tensor) -> Target:
         """The target of some of the observations."""
         params = {name: value[rows] for name, value in self.params.items()}
-        return Target(self.vfm, self.y[rows], params, self.direct)
+        return Target(self.vfm, self.y[rows], params, self.direct, self.steps)
 
     def _log_prob(self, u: Tensor) -> Tensor:
-        if self._prior_map:
+        if self.prior_map:
             z = unstandardize(self.answer.q, u)
             return self.noise_log_prob(z) + self._frame_log_det(u, z)
         log_prior = self.vfm.log_prior
@@ -220,7 +225,7 @@ class Target:
         The density of the posterior in u counts a field as often as the map reaches it; a map that
         is one to one has none such, one that folds over itself does.
         """
-        if self.direct or self._prior_map:
+        if self.direct or self.prior_map:
             return u.new_zeros(self.num)
         sign = self._chunked(lambda part: self._map_with_log_det(part)[2], u)
         return (sign < 0).to(u).mean(0)
@@ -232,7 +237,7 @@ class Target:
 
         def along(direction: Tensor) -> Any:
             return torch.func.jvp(
-                lambda v: self.answer.map.generate(v, self.vfm.steps),
+                lambda v: self.answer.map.generate(v, self.steps),
                 (u,),
                 (direction.expand_as(u),),
             )
@@ -243,7 +248,7 @@ class Target:
 
     def _chunked(self, function: Callable[[Tensor], Tensor], u: Tensor) -> Tensor:
         cost = self.num * max(self.dim, 64)
-        if not self._prior_map and not self.direct:
+        if not self.prior_map and not self.direct:
             cost *= self.dim
         rows = max(1, CHUNK // cost)
         return torch.cat([function(part) for part in u.split(rows)])

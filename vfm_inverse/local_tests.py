@@ -7,7 +7,7 @@ learned and :math:`d = 1/2`; at one observation the statistic is
 .. math:: t(y_o) = \frac1S \sum_s \big(d(\tilde x_s, y_o) - \tfrac12\big)^2,
    \qquad \tilde x_s \sim q(x | y_o)
 
-(Linhart et al. 2023, arXiv 2306.03580, eq. 7).  One training serves every :math:`y_o`.
+(Linhart et al. 2023, arXiv 2306.03580).  One training serves every :math:`y_o`.
 
 **p-value.**  When all posteriors are exact, truth and draw of one observation are exchangeable.
 The classifier is trained again on data with each pair swapped or not by a fair coin; the law of
@@ -116,7 +116,8 @@ def local_c2st(
     shift, unit = _moments(seen)
     seen = ((seen - shift) / unit).expand(2, -1, -1)
     inputs = torch.cat([(pairs - centre) / scale, seen], dim=-1)
-    with seeded(seed):
+    # A stream of its own: data simulated with the same seed must not know the swaps.
+    with seeded(int(np.random.SeedSequence([seed, 7]).generate_state(1)[0])):
         signs = torch.randint(2, (1 + num_null, num)).mul(2).sub(1).to(inputs)
         signs[0] = 1
         weights = _initial(1 + num_null, inputs.shape[-1], width, inputs)

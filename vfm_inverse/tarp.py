@@ -3,19 +3,19 @@ r"""TARP: joint coverage of whole fields, by distances to reference points.
 For a reference point :math:`z` that may depend on :math:`y` but not on the truth, the rank of
 :math:`|x - z|` among the :math:`|x_l - z|` of the draws is uniform when the draws come from the
 posterior; the share of simulations with rank below :math:`\gamma (L + 1)` is the expected coverage
-at credibility :math:`\gamma` (Lemos et al. 2023, arXiv 2302.03026, algorithm 2), and coverage for
-every :math:`z(y)` makes a posterior exact (their theorem 3).  One choice of :math:`z` can be
+at credibility :math:`\gamma` (Lemos et al. 2023, arXiv 2302.03026), and right coverage for
+every :math:`z(y)` makes a posterior exact (their main theorem).  One choice of :math:`z` can be
 blind, so several sets are used and how much they differ is reported:
 
-* ``fixed``: one point of every set for all simulations; sees offsets, widths and correlations.
-* ``random``: a new point for every simulation, the authors' choice; offsets cancel.
-* ``data``: a point on a line, at a random linear function of ``y``; can see a posterior that
+* ``fixed``: one point :math:`u` (below) for all simulations; sees offsets, widths, correlations.
+* ``random``: a new :math:`u` for every simulation, the authors' choice; offsets cancel.
+* ``data``: :math:`u` on a line, at a random linear function of ``y``; can see a posterior that
   ignores the data.  In many dimensions a random line says little: hand over ``references``
   instead, such as an adjoint or a simple estimate applied to ``y``.
 
 **Distances** are Euclidean in :math:`u = (x - m) / s`, where :math:`m` and :math:`s` are, element
 by element, mean and standard deviation of the truth and the draws of one simulation together:
-symmetric in truth and draws, so nothing is given away, and free of units.
+free of units, and symmetric in truth and draws, which is all that uniform ranks need.
 
 **Test.**  The statistic is the largest Kolmogorov distance :math:`\sup_\gamma |ECP(\gamma) -
 \gamma|` over the sets.  For an exact posterior the truth is one of :math:`L + 1` exchangeable

@@ -1,0 +1,302 @@
+r"""TARP: joint coverage of whole fields, by distances to reference points.
+
+For a reference point :math:`z` that may depend on :math:`y` but not on the truth, the rank of
+:math:`|x - z|` among the :math:`|x_l - z|` of the draws is uniform when the draws come from the
+posterior; the share of simulations with rank below :math:`\gamma (L + 1)` is the expected coverage
+at credibility :math:`\gamma` (Lemos et al. 2023, arXiv 2302.03026), and right coverage for
+every :math:`z(y)` makes a posterior exact (their main theorem).  One choice of :math:`z` can be
+blind, so several sets are used and how much they differ is reported:
+
+* ``fixed``: one point :math:`u` (below) for all simulations; sees offsets, widths, correlations.
+* ``random``: a new :math:`u` for every simulation, the authors' choice; offsets cancel.
+* ``data``: :math:`u` on a line, at a random linear function of ``y``; can see a posterior that
+  ignores the data.  In many dimensions a random line says little: hand over ``references``
+  instead, such as an adjoint or a simple estimate applied to ``y``.
+
+**Distances** are Euclidean in :math:`u = (x - m) / s`, where :math:`m` and :math:`s` are, element
+by element, mean and standard deviation of the truth and the draws of one simulation together:
+free of units, and symmetric in truth and draws, which is all that uniform ranks need.
+
+**Test.**  The statistic is the largest Kolmogorov distance :math:`\sup_\gamma |ECP(\gamma) -
+\gamma|` over the sets.  For an exact posterior the truth is one of :math:`L + 1` exchangeable
+points, whichever sets and distances: taking another of them for the truth in each simulation,
+``num_null`` times, gives the law of the statistic with all dependence between the sets, and a
+p-value :math:`(1 + \#\{T_b \ge T\}) / (1 + B)` whose level is exact.  Equal distances, frequent
+when simulations are few, are put in order by the mean square distance from the diagonal.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from vfm_inverse import ranks
+
+__all__ = ["Tarp", "tarp"]
+
+LONG_NAMES = {
+    "expected_coverage": "share of truths inside the credible region around the reference points",
+    "mean_coverage": "expected coverage, mean over the sets of reference points",
+    "band_lower": "lower edge of the pointwise 95 % bootstrap band of the mean coverage",
+    "band_upper": "upper edge of the pointwise 95 % bootstrap band of the mean coverage",
+    "sensitivity": "standard deviation of the expected coverage over the sets of reference points",
+    "distance": "Kolmogorov distance of each set from the diagonal",
+    "set_p_value": "exact p-value of the simultaneous ECDF test of each set by itself",
+}
+
+
+def tarp(
+    draws: Tensor,
+    truth: Tensor,
+    *,
+    y: Tensor | None = None,
+    references: Tensor | None = None,
+    num_references: int = 4,
+    num_null: int = 999,
+    num_bootstrap: int = 200,
+    seed: int = 0,
+    alpha: float = 0.05,
+    memory: int = 2**30,
+) -> xr.Dataset:
+    """Test the joint coverage of posterior draws.
+
+    Args:
+        draws: ``(num_draws, num_simulations, *event)``.
+        truth: ``(num_simulations, *event)``.
+        y: Observations ``(num_simulations, *observation)``; adds the ``data`` sets.
+        references: ``(num_sets, num_simulations, *event)`` in the unit of the field, functions of
+            ``y`` alone; in place of all other sets.
+        num_references: Number of sets of each kind.
+        num_null: Number of exchanged truths behind the p-value, whose least value is
+            ``1 / (num_null + 1)``.
+        num_bootstrap: Number of resamplings of the simulations behind the band.
+        seed: Fixes reference points, exchanges, ties and resamplings.
+        alpha: Probability with which an exact posterior fails.
+        memory: Rough limit in bytes for the working copies of one block.
+
+    Returns:
+        Dataset over ``credibility``, ``set`` (with its ``kind``): ``expected_coverage``, its mean
+        with band, ``sensitivity``, ``distance``, ``set_p_value``; ``attrs`` hold ``verdict``
+        (``"pass"`` or ``"fail"``), ``reason`` and ``p_value``.
+
+    Raises:
+        ValueError: Shapes that do not belong together, values that are not finite, too few draws.
+    """
+    if draws.ndim < 2 or draws.shape[1:] != truth.shape:
+        raise ValueError(
+            "'truth' must be (num_simulations, *event) and 'draws' (num_draws, num_simulations, "
+            f"*event); got {tuple(truth.shape)} and {tuple(draws.shape)}"
+        )
+    if references is not None and references.shape[1:] != truth.shape:
+        raise ValueError(
+            f"'references' must be (num_sets, {', '.join(map(str, truth.shape))}); "
+            f"got {tuple(references.shape)}"
+        )
+    num_draws, num_simulations = draws.shape[:2]
+    tally = Tarp(
+        num_draws,
+        num_simulations,
+        y=y,
+        num_references=num_references if references is None else len(references),
+        num_null=num_null,
+        seed=seed,
+    )
+    size = 4 * (num_draws + 1) * math.prod(truth.shape[1:]) * draws.element_size()
+    for start in range(0, num_simulations, block := max(1, memory // size)):
+        rows = slice(start, start + block)
+        given = None if references is None else references[:, rows]
+        tally.add(draws[:, rows], truth[rows], given)
+    return tally.result(alpha=alpha, num_bootstrap=num_bootstrap)
+
+
+class Tarp:
+    """Distance ranks of truths and of exchanged truths, block by block; no draw is kept.
+
+    Args:
+        num_draws: Number of draws of each simulation.
+        num_simulations: Number of simulations to come.
+        y: Observations ``(num_simulations, *observation)`` of all of them; adds ``data`` sets.
+        num_references: Number of sets of each kind.
+        num_null: Number of exchanged truths.
+        seed: Fixes everything random, whatever the blocks.
+
+    Raises:
+        ValueError: A number below its least value, or ``y`` of another length.
+    """
+
+    def __init__(
+        self,
+        num_draws: int,
+        num_simulations: int,
+        *,
+        y: Tensor | None = None,
+        num_references: int = 4,
+        num_null: int = 999,
+        seed: int = 0,
+    ) -> None:
+        least = {"num_draws": 2, "num_simulations": 2, "num_references": 1, "num_null": 1}
+        given = (num_draws, num_simulations, num_references, num_null)
+        for (name, low), value in zip(least.items(), given, strict=True):
+            if value < low:
+                raise ValueError(f"'{name}' must be at least {low}; got {value}")
+        if y is not None and len(y) != num_simulations:
+            raise ValueError(f"'y' must hold {num_simulations} observations; got {len(y)}")
+        self.num_draws, self.num_null, self.seed = num_draws, num_null, seed
+        self.num_simulations, self.num_references = num_simulations, num_references
+        # A stream for every simulation: blocks of any size use the same random numbers.
+        self.streams = np.random.SeedSequence([seed, 3]).generate_state(num_simulations).tolist()
+        self.positions, _ = ranks.ecdf_counts(np.zeros((1, 1)), num_draws)
+        self.along = None if y is None else self._lines(y)
+        self.kinds: list[str] = []
+        self.ranks: list[np.ndarray] = []
+        self.null: Tensor | None = None
+        self.done = 0
+
+    def add(self, draws: Tensor, truth: Tensor, references: Tensor | None = None) -> None:
+        """Take a block: ``(num_draws, block, *event)``, ``(block, *event)``.
+
+        ``references`` ``(num_sets, block, *event)``, in every block or in none, replace the
+        built-in sets.
+        """
+        if len(draws) != self.num_draws or draws.shape[1:] != truth.shape:
+            raise ValueError(
+                f"'draws' must have shape {(self.num_draws, *truth.shape)}; "
+                f"got {tuple(draws.shape)}"
+            )
+        rows = slice(self.done, self.done + len(truth))
+        if rows.stop > self.num_simulations:
+            raise ValueError(
+                f"'truth' must not exceed {self.num_simulations} simulations; got {rows.stop}"
+            )
+        points = torch.cat([truth[None], draws]).reshape(self.num_draws + 1, len(truth), -1)
+        if not points.isfinite().all():
+            raise ValueError("'draws' and 'truth' must be finite")
+        streams = [torch.Generator().manual_seed(s) for s in self.streams[rows]]
+        order = torch.stack([torch.randperm(len(points), generator=s) for s in streams], dim=1)
+        size = (self.num_null,)
+        chosen = torch.stack(
+            [torch.randint(len(points), size, generator=s) for s in streams], dim=1
+        )
+        scale, centre = torch.std_mean(points, dim=0)
+        scale = torch.where(scale > 0, scale, 1)
+        if references is None:
+            sets = self._references(streams, rows, points.shape[-1]).to(points)
+        else:
+            sets = (references.reshape(len(references), *centre.shape) - centre) / scale
+            self.kinds = ["given"] * len(references)
+        points = (points - centre) / scale
+        # A stable sort after a random permutation breaks ties uniformly.
+        order = order.to(points.device)
+        inverse = order.argsort(0)
+        counts = []
+        for reference in sets:
+            distance = (points - reference).square().sum(-1).gather(0, order)
+            rank = distance.argsort(dim=0, stable=True).argsort(0).gather(0, inverse).cpu()
+            exchanged = rank.gather(0, chosen)
+            counts.append(torch.cat([rank[:1], exchanged]))
+        rank = torch.stack(counts)  # (sets, 1 + num_null, block)
+        self.ranks.append(rank[:, 0].T.numpy())
+        cell = torch.bucketize(rank, self._cuts(), right=True)
+        histogram = torch.zeros(*rank.shape[:2], len(self.positions) + 1, dtype=torch.int64)
+        histogram.scatter_add_(2, cell, torch.ones_like(cell))
+        self.null = histogram if self.null is None else self.null + histogram
+        self.done = rows.stop
+
+    def result(self, *, alpha: float = 0.05, num_bootstrap: int = 200) -> xr.Dataset:
+        """Curves, band, sensitivity, p-values and verdict, as :func:`tarp`.
+
+        Raises:
+            ValueError: ``alpha`` outside (0, 1), or fewer than two simulations so far.
+        """
+        if not 0 < alpha < 1:
+            raise ValueError(f"'alpha' must lie between 0 and 1; got {alpha}")
+        if self.null is None or self.done < 2:
+            raise ValueError(f"'add' must see at least 2 simulations; got {self.done}")
+        rank, num, positions = np.concatenate(self.ranks), self.done, self.positions
+        curves = self.null.cumsum(-1)[..., :-1].double() / num  # (sets, 1 + num_null, positions)
+        error = curves - torch.from_numpy(positions)
+        distance = error.abs().amax(-1)
+        statistic, square = distance.amax(0), error.square().mean((0, -1))
+        # Equal counts differ by rounding at most; distances take few values when simulations do.
+        above = statistic[1:] > statistic[0] + 1e-9
+        level = (statistic[1:] - statistic[0]).abs() <= 1e-9
+        larger = int((above | level & (square[1:] >= square[0] - 1e-12)).sum())
+        p_value = (1 + larger) / (1 + self.num_null)
+        coverage = curves[:, 0].numpy()
+        inside = (rank[..., None] < self._cuts().numpy()).mean(1)  # (num, positions)
+        generator = np.random.default_rng([self.seed, 4])
+        weights = generator.multinomial(num, np.full(num, 1 / num), size=max(2, num_bootstrap))
+        lower, upper = np.quantile(weights @ inside / num, [0.025, 0.975], axis=0)
+        counts = np.round(coverage.T * num).astype(int)
+        set_p = ranks.ecdf_p_value(counts, positions, num)
+        worst = int(distance[:, 0].argmax())
+        at = int(np.abs(coverage[worst] - positions).argmax())
+        failed = p_value <= alpha
+        reason = (
+            f"joint coverage of {len(self.kinds)} sets of reference points "
+            f"{'differs from' if failed else 'agrees with'} the nominal one (p = {p_value:.2g}); "
+            f"farthest is {self.kinds[worst]} set {worst}: {coverage[worst, at]:.3f} at "
+            f"credibility {positions[at]:.3f}"
+        )
+        report = xr.Dataset(
+            {
+                "expected_coverage": (("set", "credibility"), coverage),
+                "mean_coverage": ("credibility", coverage.mean(0)),
+                "band_lower": ("credibility", lower),
+                "band_upper": ("credibility", upper),
+                "sensitivity": ("credibility", coverage.std(0)),
+                "distance": ("set", distance[:, 0].numpy()),
+                "set_p_value": ("set", set_p),
+            },
+            coords={
+                "credibility": positions,
+                "set": np.arange(len(self.kinds)),
+                "kind": ("set", self.kinds),
+            },
+            attrs={
+                "verdict": "fail" if failed else "pass",
+                "reason": reason,
+                "p_value": p_value,
+                "statistic": float(statistic[0]),
+                "alpha": alpha,
+                "seed": self.seed,
+                "num_simulations": num,
+                "num_draws": self.num_draws,
+            },
+        )
+        for name, text in LONG_NAMES.items():
+            report[name].attrs["long_name"] = text
+        return report
+
+    def _cuts(self) -> Tensor:
+        return torch.from_numpy(np.round(self.positions * (self.num_draws + 1)).astype(int))
+
+    def _lines(self, y: Tensor) -> Tensor:
+        """Standardised random linear functions of ``y``: ``(num_references, num_simulations)``."""
+        flat = y.detach().reshape(len(y), -1).double().cpu()
+        flat = flat - flat.mean(0)
+        flat = flat / flat.std(0).clamp(min=torch.finfo(torch.float64).tiny)
+        stream = torch.Generator().manual_seed(self._seed(5))
+        shape = (self.num_references, flat.shape[1])
+        along = torch.randn(shape, generator=stream, dtype=torch.float64) @ flat.T
+        return along / along.square().mean(1, keepdim=True).sqrt().clamp(min=1e-12)
+
+    def _references(self, streams: list[torch.Generator], rows: slice, dim: int) -> Tensor:
+        """Built-in sets in standardised coordinates: ``(sets, block, dim)``."""
+        num, block = self.num_references, rows.stop - rows.start
+        stream = torch.Generator().manual_seed(self._seed(6))
+        fixed, line = torch.randn(2, num, 1, dim, generator=stream, dtype=torch.float64)
+        drawn = torch.stack([torch.randn(num, dim, generator=s) for s in streams], dim=1)
+        sets = [fixed.expand(num, block, dim), drawn.double()]
+        self.kinds = ["fixed"] * num + ["random"] * num
+        if self.along is not None:
+            sets.append(line * self.along[:, rows, None])
+            self.kinds += ["data"] * num
+        return torch.cat(sets)
+
+    def _seed(self, stream: int) -> int:
+        return int(np.random.SeedSequence([self.seed, stream]).generate_state(1)[0])

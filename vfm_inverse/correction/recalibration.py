@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vfm_inverse.adapter import standardize, unstandardize
 from vfm_inverse.posterior import PushForward, VariationalFlowMap
-from vfm_inverse.problem import InverseProblem
+from vfm_inverse.problem import InverseProblem, Split
 from vfm_inverse.randomness import seeded
 from vfm_inverse.scores import energy_score
 
@@ -153,13 +153,18 @@ def temperature(
     num_simulations: int = 500,
     num_draws: int = 64,
     largest: float = 2.0,
+    split: Split = "test",
     seed: int = 0,
 ) -> Tempered:
-    """Fit the factor of the best energy score on held-out simulations, between ``1 / largest`` and
-    ``largest``, by golden section with the same draws at every trial."""
+    """Fit the factor of the best energy score on simulations of a split, between ``1 / largest``
+    and ``largest``, by golden section with the same draws at every trial.
+
+    Raises:
+        ValueError: ``largest`` leaves no room.
+    """
     if not largest > 1:
         raise ValueError(f"'largest' must exceed 1; got {largest}")
-    x, y, params = problem.simulate(num_simulations, split="test", seed=seed)
+    x, y, params = problem.simulate(num_simulations, split=split, seed=seed)
 
     def score(log_factor: float) -> float:
         tempered, total = Tempered(vfm, math.exp(log_factor)), 0.0

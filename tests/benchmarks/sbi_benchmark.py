@@ -76,7 +76,7 @@ if __name__ == "__main__":
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--observation", default="both")
     parser.add_argument("--adapter", default="spline")
-    parser.add_argument("--proposals", type=int, default=16_384)
+    parser.add_argument("--proposals", type=int, default=65_536)
     parser.add_argument("--no-correct", dest="correct", action="store_false")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default=None)

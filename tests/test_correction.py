@@ -380,7 +380,10 @@ def test_a_map_that_folds_over_itself_is_found_out() -> None:
     problem = problems.load("linear-gaussian", dim=1, obs_dim=1)
     vfm = VariationalFlowMap.for_problem(problem, observation="context", num_simulations=2000)
     _, y, _ = problem.simulate(2, seed=0)
-    assert Target(vfm, y, {}).folded(torch.randn(100, 2, 1)).eq(0).all()
+    target, u = Target(vfm, y, {}), torch.randn(100, 2, 1)
+    log_ratio, folded = target.weigh(u)
+    assert folded.eq(0).all()
+    torch.testing.assert_close(log_ratio, target.log_prob(u) - target.log_reference(u))
 
     class Fold(nn.Module):
         def forward(self, x: Tensor, s: Tensor, t: Tensor, context: object) -> Tensor:

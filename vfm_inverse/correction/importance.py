@@ -57,8 +57,9 @@ def psis(
     with seeded(seed):
         target = Target(vfm, y, params)
         u = target.sample(num_samples)
-        log_weights, k_hat = smooth(target.log_prob(u) - target.log_reference(u))
-        field, folded = target.field(u), target.folded(u)
+        log_ratio, folded = target.weigh(u)
+        log_weights, k_hat = smooth(log_ratio)
+        field = target.field(u)
     good = (k_hat < GOOD_SHAPE) & (folded <= MOST_FOLDED)
     notes = tuple(
         f"k-hat {k:.2f}, folded {f:.1%}: "

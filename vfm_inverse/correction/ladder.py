@@ -98,9 +98,8 @@ def climb_with(result: Climb, target: Target, num_samples: int) -> None:
     rows = result.left
     part = target.rows(rows)
     u = part.sample(num_samples)
-    folded = part.folded(u)
-    log_weights, k_hat = smooth(part.log_prob(u) - part.log_reference(u))
-    result.weigh(rows, part.field(u), log_weights, k_hat, folded)
+    log_ratio, folded = part.weigh(u)
+    result.weigh(rows, part.field(u), *smooth(log_ratio), folded)
     # Tempering is no more exact than weights under a map that folds.
     again = torch.isin(rows, result.left) & (folded <= MOST_FOLDED)
     if again.any():

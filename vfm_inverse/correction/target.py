@@ -10,7 +10,7 @@ the posterior differs from it only as far as the map is wrong. With the whitened
   exact for the prior that the map has learned;
 * for a conditional map: :math:`p(\xi)\, p(y \mid x)\, |\det \partial \xi / \partial u|`. The
   determinant takes one forward-mode derivative a dimension, and the prior needs a density. It is
-  exact for a map that is one to one (:meth:`Target.folded`);
+  exact for a map that is one to one (:meth:`Target.weigh`);
 * the same without the determinant in the ``direct`` coordinates
   :math:`\xi = \mu + C^{1/2} u`: the density of the draws is then unknown, which Markov chains do
   not mind.
@@ -143,6 +143,26 @@ class Target:
         value = self._chunked(self._log_prob, u)
         return torch.where(value.isnan(), -torch.inf, value)
 
+    @torch.no_grad()
+    def weigh(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-weights of the map's draws, ``(num, n)``, and the share of them at which the map
+        turns space inside out, ``(n,)``.
+
+        The density of the posterior in u counts a field as often as the map reaches it: once if
+        the map is one to one, which one that folds over itself is not.
+        """
+        log_reference = self.log_reference(u)
+        if self.prior_map:
+            return self.log_prob(u) - log_reference, u.new_zeros(self.num)
+
+        def both(part: Tensor) -> Tensor:
+            zeta, log_det, sign = self._map_with_log_det(part)
+            return torch.stack([self._log_prob_at(zeta, log_det), sign], -1)
+
+        value, sign = self._chunked(both, u).unbind(-1)
+        value = torch.where(value.isnan(), -torch.inf, value)
+        return value - log_reference, (sign < 0).to(u).mean(0)
+
     def score(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """``log_prob`` and its gradient in u, ``(num, n)`` and ``(num, n, d)``."""
 
@@ -197,9 +217,14 @@ class Target:
         if self.prior_map:
             z = unstandardize(self.answer.q, u)
             return self.noise_log_prob(z) + self._frame_log_det(u, z)
+        if self.direct:
+            return self._log_prob_at(u, u.new_zeros(()))
+        return self._log_prob_at(*self._map_with_log_det(u)[:2])
+
+    def _log_prob_at(self, zeta: Tensor, log_det: Tensor) -> Tensor:
+        """Under a conditional map, from what the map makes of u and its ``log |det|``."""
         log_prior = self.vfm.log_prior
         assert log_prior is not None  # the constructor saw to it
-        zeta, log_det = (u, 0.0) if self.direct else self._map_with_log_det(u)[:2]
         xi = zeta if self._frame is None else unstandardize(self._frame, zeta)
         x = self.vfm.whitening.unwhiten(xi)
         log_det = log_det + self._frame_log_det(zeta, xi) + self.vfm.whitening.log_det(xi)
@@ -217,18 +242,6 @@ class Target:
         if q is None or standard_law(q) is q:
             return 0.0
         return self.log_normal(zeta) - q.log_prob(xi)
-
-    @torch.no_grad()
-    def folded(self, u: Tensor) -> Tensor:
-        """Share of the draws ``u (num, n, d)`` at which the map turns space inside out, ``(n,)``.
-
-        The density of the posterior in u counts a field as often as the map reaches it; a map that
-        is one to one has none such, one that folds over itself does.
-        """
-        if self.direct or self.prior_map:
-            return u.new_zeros(self.num)
-        sign = self._chunked(lambda part: self._map_with_log_det(part)[2], u)
-        return (sign < 0).to(u).mean(0)
 
     def _map_with_log_det(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The map in its own coordinates, ``(num, n, d)``, its ``log |det|`` and the determinant's

@@ -167,8 +167,8 @@ def test_diagonal_loss_is_least_at_the_conditional_mean() -> None:
 @pytest.mark.parametrize("name", sorted(FLOW_LOSSES))
 def test_every_loss_trains_the_gaussian_flow_in_both_directions(name: str) -> None:
     """Data N(0, c I): RMS error of X(z, 1, 0) against sqrt(c) z, and of the inverse, below 2 % for
-    the Lagrangian loss. The other two stay near a tenth however long they train, which is why
-    they are not the default."""
+    the Lagrangian loss. The other two come down several times more slowly, which is why they are
+    not the default."""
     torch.manual_seed(4)
     flow_map = FlowMap(MLP(2, 0, 64, 2), preconditioned=False)
     average = torch.optim.swa_utils.AveragedModel(

@@ -15,7 +15,7 @@ data at all. Two priors for the reflectivity of a sample:
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from deepinv.physics import GaussianNoise
@@ -68,19 +68,17 @@ def make(
         shown = torch.rand(num, 1, length) < density
         return torch.randn(num, 1, length) * (std / density**0.5) * shown
 
+    labels: dict[str, Any] = {
+        "units": "1",
+        "obs_units": "1",
+        "long_name": "reflectivity",
+        "dims": ("time",),
+        "coords": axis,
+        "obs_dims": ("time",),
+        "obs_coords": axis,
+    }
     if prior == "sparse":
-        return InverseProblem(
-            prior=spikes,
-            physics=physics,
-            params=params,
-            units="1",
-            obs_units="1",
-            long_name="reflectivity",
-            dims=("time",),
-            coords=axis,
-            obs_dims=("time",),
-            obs_coords=axis,
-        )
+        return InverseProblem(prior=spikes, physics=physics, params=params, **labels)
     return linear_field_problem(
         physics,
         (1, length),
@@ -88,11 +86,5 @@ def make(
         std**2 * torch.eye(length, dtype=torch.float64),
         level,
         params,
-        units="1",
-        obs_units="1",
-        long_name="reflectivity",
-        dims=("time",),
-        coords=axis,
-        obs_dims=("time",),
-        obs_coords=axis,
+        **labels,
     )

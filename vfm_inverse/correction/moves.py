@@ -26,8 +26,6 @@ __all__ = ["ACCEPTANCE", "State", "adapt", "mala", "pcn"]
 ACCEPTANCE = {"pcn": 0.3, "mala": 0.574}
 """Shares of accepted moves that the step is adapted to."""
 
-MOVES = ("pcn", "mala")
-
 
 class State(NamedTuple):
     """Draws ``u (num, n, d)`` with the log densities, ``(num, n)``, of posterior and reference,

@@ -84,7 +84,6 @@ def anneal(
         if not running.any():
             break
         rise = next_rise(state.log_prob - state.log_reference, 1 - power, ess)
-        # The first temperature is reached by draws of exactly the reference: no group differs.
         state = resample(state, rise)
         power = torch.where(1 - power - rise < 1e-6, 1.0, power + rise)
         stages += running

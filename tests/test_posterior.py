@@ -14,6 +14,8 @@ from torch import Tensor
 import vfm_inverse as vi
 from vfm_inverse import problems
 from vfm_inverse.adapter import FAMILIES
+from vfm_inverse.correction.target import Target
+from vfm_inverse.objective import Objective
 from vfm_inverse.posterior import CHUNK_NUMBERS, VariationalFlowMap
 from vfm_inverse.problem import InverseProblem
 
@@ -74,6 +76,42 @@ def test_every_family_serves_a_field(family: str, mode: str) -> None:
     log = vi.fit(vfm, problem, steps=2, batch_size=8, num_validation=8, progress=False)
     assert all(math.isfinite(value) for row in log for value in row.values())
     assert vfm(y).latent.log_prob(vfm(y).latent.sample((3,))).shape == (3, 2)
+
+
+@pytest.mark.parametrize("family", ["contraction", *FAMILIES])
+def test_half_precision_rounds_the_networks_and_nothing_else(family: str) -> None:
+    problem = problems.load("linear-gaussian", dim=8, obs_dim=4)
+    vfm = vi.VariationalFlowMap.for_problem(
+        problem, observation="adapter", adapter=family, num_simulations=2000, precision="half"
+    )
+    torch.manual_seed(0)
+    for parameter in vfm.networks.parameters():
+        parameter.data.add_(0.03 * torch.randn_like(parameter))
+    x, y, _ = problem.simulate(64, seed=1)
+    mixture = family == "mixture"
+    objective = Objective(vfm, reverse=0.0 if mixture else 1.0)
+    results = {}
+    for precision in ("half", "single"):
+        vfm.precision = precision
+        torch.manual_seed(1)
+        objective.zero_grad()
+        loss = objective(x, y)["loss"]
+        loss.backward()
+        gradient = torch.cat([p.grad.flatten() for p in vfm.networks.parameters()])
+        torch.manual_seed(2)
+        results[precision] = loss.detach(), gradient, vfm(y).sample((50,))
+    (loss, gradient, draws), (full_loss, full_gradient, full_draws) = results.values()
+    assert draws.dtype == full_draws.dtype == torch.float32
+    assert not torch.equal(draws, full_draws)
+    torch.testing.assert_close(loss, full_loss, rtol=1e-2, atol=0)
+    assert (gradient - full_gradient).norm() < 0.05 * full_gradient.norm()
+    if not mixture:  # whose components may change
+        assert (draws - full_draws).abs().max() < 0.05 * full_draws.std()
+    u, targets = draws.flatten(2), []
+    for precision in ("half", "single"):
+        vfm.precision = precision
+        targets.append(Target(vfm, y, {}).log_prob(u))
+    assert torch.equal(*targets), "a correction computes in single precision"
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -190,6 +228,7 @@ def test_build_refuses_what_cannot_work() -> None:
         ({"network": "resnet"}, "'network' must be"),
         ({"network": "u-net"}, "'network' must be 'mlp' for vectors"),
         ({"whitening": "pca"}, "'whitening' must be"),
+        ({"precision": "double"}, "'precision' must be one of"),
     ]:
         with pytest.raises(ValueError, match=text):
             vi.VariationalFlowMap.for_problem(problem, **options)

@@ -279,10 +279,13 @@ class NoiseAdapter(nn.Module):
             self.head.bias.copy_(family.initial())
 
     def forward(
-        self, features: Tensor, start: ContractedNormal | None = None
+        self, features: Tensor, start: ContractedNormal | None = None, half: bool = False
     ) -> dist.TorchDistribution:
-        """``q(z | y)`` from features ``(n, ...)`` and the Gaussian start, if there is one."""
-        return self.law(self.head(self.encoder(features)), start)
+        """``q(z | y)`` from features ``(n, ...)`` and the Gaussian start, if there is one; with
+        ``half`` the encoder, and nothing else, computes in bfloat16."""
+        with torch.autocast(features.device.type, torch.bfloat16, enabled=half):
+            encoding = self.encoder(features)
+        return self.law(self.head(encoding.to(self.head.weight.dtype)), start)
 
     def law(self, numbers: Tensor, start: ContractedNormal | None) -> dist.TorchDistribution:
         """``q(z | y)`` that ``numbers (n, size)`` describe."""

@@ -42,6 +42,7 @@ def build(
     gaussian_start: bool = True,
     whitening: str | Whitening = "auto",
     steps: int = 1,
+    precision: str = "single",
     network: str = "auto",
     width: int | None = None,
     depth: int | None = None,
@@ -56,13 +57,14 @@ def build(
         problem: what to invert.
         adapter: family of ``q(z | y)``: ``"contraction"`` (the default with a Gaussian start),
             ``"full"`` (the default without one, up to 64 dimensions), ``"diagonal"`` (above),
-            ``"low-rank"`` or ``"mixture"``.
+            ``"low-rank"``, ``"mixture"`` or ``"spline"``.
         observation: where the observation enters: ``"adapter"``, ``"context"`` or ``"both"``.
         gaussian_start: start from the Gaussian answer: whitened coordinates, preconditioned map,
             informed adapter.
         whitening: ``"auto"``, ``"dense"``, ``"spectral"``, ``"low-rank"``, ``"identity"`` or a
             fitted :class:`~vfm_inverse.whitening.Whitening`.
         steps: steps of the flow map for one draw.
+        precision: ``"single"``, or ``"half"`` for networks that compute in bfloat16.
         network: ``"mlp"`` or ``"u-net"`` (fields only); ``"auto"`` takes a U-Net for fields of
             more than 64 numbers.
         width: hidden width (MLP, default 128) or channels (U-Net, default 32).
@@ -120,6 +122,7 @@ def build(
             "gaussian_start": gaussian_start,
             "whitening": kinds.get(type(whitening)),
             "steps": steps,
+            "precision": precision,
             "network": network,
             "width": width,
             "depth": depth,
@@ -199,6 +202,7 @@ def assemble(
         start=start,
         observation=observation,
         steps=config["steps"],
+        precision=config.get("precision", "single"),
         config={**config, "problem": {"name": problem.name, "kwargs": problem.kwargs}},
     ).to(problem.device)
 

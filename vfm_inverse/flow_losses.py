@@ -51,13 +51,12 @@ def lagrangian(
 
     The derivative is a central difference over ``TIME_STEP``. Its error, about 1e-5 of the
     derivative in single precision, is far below the loss's own noise, and it costs half of a
-    forward-mode derivative, which normalisation layers make slow; in lower precision it would
-    drown, so autocast stays out.
+    forward-mode derivative, which normalisation layers make slow; in half precision it would
+    drown.
     """
     x_s = interpolate(x0, x1, s)
-    with torch.autocast(x0.device.type, enabled=False):
-        after, before = law(x_s, s, t + TIME_STEP / 2), law(x_s, s, t - TIME_STEP / 2)
-        rate = (after - before) / TIME_STEP
+    after, before = law(x_s, s, t + TIME_STEP / 2), law(x_s, s, t - TIME_STEP / 2)
+    rate = (after - before) / TIME_STEP
     with torch.no_grad():
         target = velocity((after + before) / 2, t)
     return (rate - target).square().sum(-1)

@@ -38,19 +38,21 @@ class ConditionedMap(NamedTuple):
         context: ``(n, ...)``, what its network sees of them, or ``None``.
         target: Gaussian approximation of the data's law given them, batch shape ``(n,)``; ``None``
             for N(0, I).
+        half: whether the network, and nothing else, computes in bfloat16.
     """
 
     flow_map: FlowMap
     context: Tensor | None = None
     target: ContractedNormal | None = None
+    half: bool = False
 
     def transport(self, x: Tensor, s: Tensor | float, t: Tensor | float) -> Tensor:
         """``X(x_s, s, t)``, ``(*sample, n, d)``."""
-        return self.flow_map(x, s, t, self.context, self.target)
+        return self.flow_map(x, s, t, self.context, self.target, self.half)
 
     def velocity(self, x: Tensor, t: Tensor) -> Tensor:
         """``v(x, t)``, ``(*sample, n, d)``."""
-        return self.flow_map.velocity(x, t, self.context, self.target)
+        return self.flow_map.velocity(x, t, self.context, self.target, self.half)
 
     def generate(self, z: Tensor, steps: int = 1) -> Tensor:
         """``f(z) = X(z, 1, 0)``: noise to data in ``steps`` equal steps."""
@@ -64,7 +66,7 @@ class ConditionedMap(NamedTuple):
         """The map at some of the observations."""
         context = None if self.context is None else self.context[rows]
         target = None if self.target is None else self.target[rows]
-        return ConditionedMap(self.flow_map, context, target)
+        return self._replace(context=context, target=target)
 
     def _march(self, x: Tensor, start: float, end: float, steps: int) -> Tensor:
         if steps < 1:
@@ -85,8 +87,9 @@ class FlowMap(nn.Module):
             ``X = x_s + (t - s) network``.
 
     In every method points are ``(*sample, n, d)`` and times broadcast against ``(*sample, n)``;
-    ``context (n, ...)`` goes to the network, and ``target`` (batch shape ``(n,)``) is the Gaussian
-    approximation of the data's law given the observation, if there is one; N(0, I) otherwise.
+    ``context (n, ...)`` goes to the network, ``target`` (batch shape ``(n,)``) is the Gaussian
+    approximation of the data's law given the observation, if there is one, N(0, I) otherwise, and
+    ``half`` has the network compute in bfloat16.
     """
 
     def __init__(self, network: nn.Module, preconditioned: bool = True) -> None:
@@ -101,16 +104,18 @@ class FlowMap(nn.Module):
         t: Tensor | float,
         context: Tensor | None = None,
         target: ContractedNormal | None = None,
+        half: bool = False,
     ) -> Tensor:
         """``X(x_s, s, t)``, ``(*sample, n, d)``; a time that all points share may be a number."""
         standard = s == 1.0 if isinstance(s, float) else False
         plain = t == 1.0 or (t == 0.0 and target is None) if isinstance(t, float) else False
         s, t = (torch.as_tensor(u, dtype=x.dtype, device=x.device) for u in (s, t))
         if not self.preconditioned:
-            return x + (t - s).unsqueeze(-1) * self._evaluate(x, s, t, context)
+            return x + (t - s).unsqueeze(-1) * self._evaluate(x, s, t, context, half)
         # At the ends nothing is left to standardise.
         zeta = x if standard else self._standardize(x, s, target)
-        zeta = torch.addcmul(zeta, (t - s).unsqueeze(-1), self._evaluate(zeta, s, t, context))
+        drift = self._evaluate(zeta, s, t, context, half)
+        zeta = torch.addcmul(zeta, (t - s).unsqueeze(-1), drift)
         return zeta if plain else self._unstandardize(zeta, t, target)
 
     def velocity(
@@ -119,12 +124,13 @@ class FlowMap(nn.Module):
         t: Tensor,
         context: Tensor | None = None,
         target: ContractedNormal | None = None,
+        half: bool = False,
     ) -> Tensor:
         """``v(x, t)``, the time derivative of the map on its diagonal, ``(*sample, n, d)``."""
         if not self.preconditioned:
-            return self._evaluate(x, t, t, context)
+            return self._evaluate(x, t, t, context, half)
         zeta = self._standardize(x, t, target)
-        drift = self._evaluate(zeta, t, t, context)
+        drift = self._evaluate(zeta, t, t, context, half)
         # d/dt (m_t + L_t zeta) + L_t drift; L_t dL_t/dt = t I - (1 - t) C.
         time = t.unsqueeze(-1)
         sigma = path_std(time)
@@ -137,16 +143,23 @@ class FlowMap(nn.Module):
         return rest + target.lift(informed - target.project(rest)) - target.loc
 
     def at(
-        self, context: Tensor | None = None, target: ContractedNormal | None = None
+        self,
+        context: Tensor | None = None,
+        target: ContractedNormal | None = None,
+        half: bool = False,
     ) -> ConditionedMap:
         """The map at given observations, which can march in several steps."""
-        return ConditionedMap(self, context, target)
+        return ConditionedMap(self, context, target, half)
 
-    def _evaluate(self, x: Tensor, s: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
+    def _evaluate(
+        self, x: Tensor, s: Tensor, t: Tensor, context: Tensor | None, half: bool
+    ) -> Tensor:
         """The network on all samples at once."""
         lead = x.shape[:-1]
         s, t = (u.expand(lead).flatten() if u.dim() else u.reshape(1) for u in (s, t))
-        return self.network(x.flatten(0, -2), s, t, context).unflatten(0, lead)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
+            out = self.network(x.flatten(0, -2), s, t, context)
+        return out.to(x.dtype).unflatten(0, lead)
 
     def _standardize(self, x: Tensor, t: Tensor, target: ContractedNormal | None) -> Tensor:
         time = t.unsqueeze(-1)

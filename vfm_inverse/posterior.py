@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 __all__ = ["Answer", "Condition", "Networks", "PushForward", "VariationalFlowMap"]
 
 OBSERVATION_MODES = ("adapter", "context", "both")
+PRECISIONS = ("single", "half")
 CHUNK_NUMBERS = {"cpu": 2**16, "cuda": 2**22}
 """Numbers sent through the networks at once when sampling: bounds memory, stays in a processor's
 cache and fills a graphics card."""
@@ -76,6 +77,10 @@ class Answer(NamedTuple):
     def enter(self, xi: Tensor) -> Tensor:
         """Whitened coordinates ``(*sample, n, d)`` to those of the map."""
         return xi if self.frame is None else standardize(self.frame, xi)
+
+    def under(self, flow_map: FlowMap) -> Answer:
+        """The same with another flow map."""
+        return self._replace(map=self.map._replace(flow_map=flow_map))
 
     def generate(self, z: Tensor, steps: int) -> Tensor:
         """Noise ``(*sample, n, d)`` to whitened data."""
@@ -167,6 +172,8 @@ class VariationalFlowMap(nn.Module):
         start: Gaussian approximation of the posterior, or ``None``.
         observation: ``"adapter"``, ``"context"`` or ``"both"``.
         steps: steps of the flow map for one draw.
+        precision: ``"single"``, or ``"half"``: the networks compute in bfloat16, what stands
+            around them (physics, densities, linear algebra) and every correction as before.
         config: how :meth:`for_problem` was called, for the checkpoint.
 
     :meth:`for_problem` makes all of these from a problem.
@@ -186,9 +193,12 @@ class VariationalFlowMap(nn.Module):
         start: GaussianStart | None = None,
         observation: str = "both",
         steps: int = 1,
+        precision: str = "single",
         config: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        if precision not in PRECISIONS:
+            raise ValueError(f"'precision' must be one of {PRECISIONS}; got {precision!r}")
         if observation not in OBSERVATION_MODES:
             raise ValueError(
                 f"'observation' must be one of {OBSERVATION_MODES}; got {observation!r}"
@@ -209,6 +219,7 @@ class VariationalFlowMap(nn.Module):
         self.param_shapes = dict(param_shapes)
         self.observation = observation
         self.steps = steps
+        self.precision = precision
         self.config = dict(config or {})
         self.verdict: dict[str, Any] = {}
 
@@ -273,18 +284,25 @@ class VariationalFlowMap(nn.Module):
             start = None if self.start is None else self.start(y, params)
             return Condition(self.features(y, params, start), start)
 
-    def answer(self, condition: Condition, networks: Networks | None = None) -> Answer:
-        """These networks, or others (an average, say), at the observations of ``condition``."""
+    def answer(
+        self,
+        condition: Condition,
+        networks: Networks | None = None,
+        precision: str | None = None,
+    ) -> Answer:
+        """These networks, or others (an average, say), at the observations of ``condition``, in
+        the map's precision or another."""
         networks = networks or self.networks
         flow_map, adapter = networks.flow_map, networks.adapter
         features, start = condition
+        half = (precision or self.precision) == "half"
         if adapter is None:
             noise = standard_normal(features.shape[0], self.whitening.mean)
-            return Answer(flow_map.at(features, start), noise, noise)
-        q = adapter(features, start)
+            return Answer(flow_map.at(features, start, half), noise, noise)
+        q = adapter(features, start, half)
         if self.observation == "adapter":
-            return Answer(flow_map.at(), q, q)
-        return Answer(flow_map.at(features), q, standard_law(q), frame=q)
+            return Answer(flow_map.at(half=half), q, q)
+        return Answer(flow_map.at(features, half=half), q, standard_law(q), frame=q)
 
     def decode(self, z: Tensor, answer: Answer) -> Tensor:
         """Noise ``(*sample, n, d)`` to fields ``(*sample, n, *event)``."""

@@ -84,7 +84,8 @@ class Target:
         self.steps = steps or vfm.steps
         with torch.no_grad():
             condition = vfm.condition(y, params)
-            self.answer = vfm.answer(condition)
+            # Rounding to half precision would leave the map without a derivative.
+            self.answer = vfm.answer(condition, precision="single")
         self.num, self.dim = y.shape[0], vfm.whitening.dim
         self.prior_map = prior_map
         if direct is None:

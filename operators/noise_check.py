@@ -62,6 +62,8 @@ def noise_p_value(physics: Physics, x: Tensor, params: dict[str, Any]) -> tuple[
         law = likelihood(fields, **calls)
         y = physics(fields, **calls)
         u, how = _uniform_scores(law, y)
+    if len(u) == 0:
+        return None, "no datum is seen"
     if not bool(torch.isfinite(u).all()):
         return 0.0, "draws lie where the density is not defined"
     z = torch.special.ndtri(u.clamp(1e-15, 1 - 1e-15))

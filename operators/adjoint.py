@@ -56,7 +56,7 @@ class AutogradAdjoint(LinearPhysics):
     def A_adjoint(self, y: Tensor, **kwargs: Any) -> Tensor:
         """Transpose of ``A``: ``(batch, *data)`` to ``(batch, *img_size)``."""
         x = torch.zeros(len(y), *self.img_size, dtype=y.real.dtype, device=y.device)
-        _, pull = torch.func.vjp(lambda field: self.physics.A(field, **kwargs), x)
+        pull = torch.func.vjp(lambda field: self.physics.A(field, **kwargs), x)[1]
         return pull(y)[0]
 
     def update_parameters(self, **kwargs: Any) -> None:

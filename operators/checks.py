@@ -135,12 +135,14 @@ def _inner(a: Tensor, b: Tensor) -> Tensor:
 
 def _distance(a: Tensor, b: Tensor) -> float:
     """Norm of the difference over the larger norm."""
+    a, b = a.detach(), b.detach()  # an operator with weights of its own
     scale = float(torch.maximum(a.abs().square().sum(), b.abs().square().sum()).sqrt())
     return float((a - b).abs().square().sum().sqrt()) / (scale if scale > 0 else 1.0)
 
 
 def _mismatch(left: Tensor, right: Tensor) -> float:
     """Root mean square of the difference over that of the values."""
+    left, right = left.detach(), right.detach()
     scale = float(left.square().mean().sqrt())
     return float((left - right).square().mean().sqrt()) / (scale if scale > 0 else 1.0)
 
@@ -231,7 +233,7 @@ def _gradient(case: Case) -> Check:
     delta = case.direction()
     with torch.no_grad():
         slope = float(_inner(gradient, delta).sum())
-        base = float(value)
+        base = float(value.detach())
         # Both ways: the error of a wrong gradient adds to the curvature one way only.
         rests = [
             [abs(float(misfit(case.x + h * delta)) - base - h * slope) for h in steps]

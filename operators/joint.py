@@ -68,7 +68,8 @@ class JointLinearPhysics(JointPhysics, LinearPhysics):
         super().__init__(physics, noise_model)
         self.img_size = _field_shape(physics)
         with torch.no_grad():
-            field = torch.zeros(1, *self.img_size)
+            device = next((buffer.device for buffer in self.parts.buffers()), None)
+            field = torch.zeros(1, *self.img_size, device=device)
             self.shapes = [part.A(field).shape[1:] for part in physics]
 
     def A_adjoint(self, y: Tensor, **kwargs: Any) -> Tensor:

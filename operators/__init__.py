@@ -12,6 +12,7 @@ from deepinv.physics import Physics
 from torch import Tensor
 
 from vfm_inverse.operators import (
+    adjoint,
     advection_diffusion,
     bridges,
     darcy,
@@ -26,6 +27,7 @@ from vfm_inverse.operators import (
     seismogram,
     spectral,
 )
+from vfm_inverse.operators.adjoint import AutogradAdjoint
 from vfm_inverse.operators.advection_diffusion import AdvectionDiffusion, wind_of_stream_function
 from vfm_inverse.operators.bridges import NumpyPhysics, ScipyPhysics, simpeg_physics
 from vfm_inverse.operators.darcy import Darcy
@@ -44,6 +46,7 @@ from vfm_inverse.operators.waves import FullWaveform
 
 __all__ = [
     "AdvectionDiffusion",
+    "AutogradAdjoint",
     "Darcy",
     "FirstArrivals",
     "FullWaveform",
@@ -83,6 +86,7 @@ def examples() -> Iterator[tuple[str, Physics, Tensor]]:
         magnetics,
         seismogram,
         joint,
+        adjoint,
         bridges,
         darcy,
         eikonal,

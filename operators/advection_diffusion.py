@@ -43,18 +43,22 @@ class AdvectionDiffusion(LinearPhysics):
             down, then right) at the face between a cell and the next one along that axis, the last
             face being that between the last cell and the first. A call may pass another, ``(D,
             *grid)`` or one a field ``(batch, D, *grid)``, up to ``max_speed``.
-        diffusivity: in m^2/s, 0 or larger.
+        diffusivity: in m^2/s, 0 or larger. A call may pass another, a number or one a field
+            ``(batch,)``, up to ``max_diffusivity``, and can be differentiated with respect to it.
         spacing: size of a cell in m, for both axes or one each.
         boundary: ``"periodic"``, or ``"closed"``: nothing passes the outer faces, whatever the
             wind says there.
         max_speed: largest wind component in m/s that a call may pass, for the length of the time
             steps; that of ``wind`` by default.
+        max_diffusivity: largest diffusivity in m^2/s that a call may pass; ``diffusivity`` by
+            default.
         noise_model: deepinv noise model; Gaussian with sigma 0.1 by default.
 
     An observation is ``(batch, T, *grid)``, one channel a time.
 
     Raises:
-        ValueError: a shape, time or number does not fit; in a call, a wind above ``max_speed``.
+        ValueError: a shape, time or number does not fit; in a call, a wind above ``max_speed`` or
+            a diffusivity that is negative or above ``max_diffusivity``.
     """
 
     def __init__(
@@ -66,6 +70,7 @@ class AdvectionDiffusion(LinearPhysics):
         spacing: float | Sequence[float] = 1.0,
         boundary: Literal["periodic", "closed"] = "periodic",
         max_speed: float | None = None,
+        max_diffusivity: float | None = None,
         noise_model: NoiseModel | None = None,
     ) -> None:
         img_size = tuple(img_size)
@@ -89,11 +94,15 @@ class AdvectionDiffusion(LinearPhysics):
             raise ValueError(
                 f"'max_speed' must be at least that of 'wind', {strongest:g}; got {max_speed:g}"
             )
+        most = float(diffusivity) if max_diffusivity is None else float(max_diffusivity)
+        if most < diffusivity:
+            raise ValueError(
+                f"'max_diffusivity' must be at least 'diffusivity', {diffusivity:g}; got {most:g}"
+            )
         super().__init__(img_size=img_size, noise_model=noise_model or GaussianNoise(0.1))
         self.spacing = check_spacing(spacing, dims)
-        self.diffusivity = float(diffusivity)
-        self.max_speed = max_speed
-        rate = sum(max_speed / h + 4 * self.diffusivity / h**2 for h in self.spacing)
+        self.max_speed, self.max_diffusivity = max_speed, most
+        rate = sum(max_speed / h + 4 * most / h**2 for h in self.spacing)
         self.intervals = _intervals(check_times(times), rate)
         faces = torch.ones(expected, dtype=torch.float64)
         if boundary == "closed":
@@ -101,55 +110,75 @@ class AdvectionDiffusion(LinearPhysics):
                 faces[axis].select(axis, -1).zero_()
         self.register_buffer("open_faces", faces)
         self.register_buffer("wind", wind.double())
+        self.register_buffer("diffusivity", torch.tensor(diffusivity, dtype=torch.float64))
 
-    def A(self, x: Tensor, wind: Tensor | None = None, **kwargs: Any) -> Tensor:
+    def A(
+        self,
+        x: Tensor,
+        wind: Tensor | None = None,
+        diffusivity: Tensor | float | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
         """``(batch, 1, *grid)`` to ``(batch, T, *grid)``."""
-        speed, faces = self._faces(x, wind)
+        speed, spread = self._faces(x, wind, diffusivity)
         state, fields = x, []
         for num, step in self.intervals:
             for _ in range(num):
-                state = self._step(state, step, speed, faces, transpose=False)
+                state = self._step(state, step, speed, spread, transpose=False)
             fields.append(state)
         return torch.cat(fields, 1)
 
-    def A_adjoint(self, y: Tensor, wind: Tensor | None = None, **kwargs: Any) -> Tensor:
+    def A_adjoint(
+        self,
+        y: Tensor,
+        wind: Tensor | None = None,
+        diffusivity: Tensor | float | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
         """Transpose: ``(batch, T, *grid)`` to ``(batch, 1, *grid)``, backwards in time."""
-        speed, faces = self._faces(y, wind)
+        speed, spread = self._faces(y, wind, diffusivity)
         state = torch.zeros_like(y[:, :1])
         for index, (num, step) in reversed(list(enumerate(self.intervals))):
             state = state + y[:, index : index + 1]
             for _ in range(num):
-                state = self._step(state, step, speed, faces, transpose=True)
+                state = self._step(state, step, speed, spread, transpose=True)
         return state
 
-    def _faces(self, like: Tensor, wind: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Wind and openness of the faces, ``(1 or batch, D, *grid)``."""
+    def _faces(
+        self, like: Tensor, wind: Tensor | None, diffusivity: Tensor | float | None
+    ) -> tuple[Tensor, Tensor]:
+        """Wind and diffusivity at the faces, zero where they are closed, ``(1 or batch, D,
+        *grid)``."""
         faces = self.open_faces.to(like).unsqueeze(0)
-        if wind is None:
-            return self.wind.to(like) * faces, faces
-        _check_speed(wind, self.max_speed)
-        speed = wind.to(like)
-        return (speed if speed.dim() == faces.dim() else speed.unsqueeze(0)) * faces, faces
+        speed, kappa = self.wind.to(like), self.diffusivity.to(like)
+        if wind is not None:
+            _check_most("wind", wind.abs(), "max_speed", self.max_speed)
+            speed = wind.to(like)
+        if diffusivity is not None:
+            kappa = torch.as_tensor(diffusivity).to(like)
+            _check_most("diffusivity", kappa, "max_diffusivity", self.max_diffusivity)
+        speed = speed if speed.dim() == faces.dim() else speed.unsqueeze(0)
+        return speed * faces, kappa.reshape(-1, *[1] * (faces.dim() - 1)) * faces
 
     def _step(
-        self, state: Tensor, step: float, speed: Tensor, faces: Tensor, *, transpose: bool
+        self, state: Tensor, step: float, speed: Tensor, spread: Tensor, *, transpose: bool
     ) -> Tensor:
         """``P(step L)`` of the state, or ``P(step L^T)``."""
         term = total = state
         for order in range(1, 5):
-            term = (step / order) * self._rate(term, speed, faces, transpose=transpose)
+            term = (step / order) * self._rate(term, speed, spread, transpose=transpose)
             total = total + term
         return total
 
-    def _rate(self, c: Tensor, speed: Tensor, faces: Tensor, *, transpose: bool) -> Tensor:
+    def _rate(self, c: Tensor, speed: Tensor, spread: Tensor, *, transpose: bool) -> Tensor:
         """``L c`` or ``L^T c``, ``(batch, 1, *grid)``."""
         total = torch.zeros_like(c)
         for axis, h in enumerate(self.spacing):
             dim = 2 + axis
-            w, is_open = speed[:, axis : axis + 1], faces[:, axis : axis + 1]
+            w, kappa = speed[:, axis : axis + 1], spread[:, axis : axis + 1]
             after = c.roll(-1, dim)
             jump, middle = (after - c) / h, (after + c) / 2
-            flux = -self.diffusivity * is_open * jump
+            flux = -kappa * jump
             if transpose:
                 drift = w * jump
                 total = total + (drift + drift.roll(1, dim)) / 2
@@ -190,13 +219,16 @@ def _intervals(times: Sequence[float], rate: float) -> list[tuple[int, float]]:
     return found
 
 
-def _check_speed(wind: Tensor, limit: float) -> None:
+def _check_most(name: str, value: Tensor, limit_name: str, limit: float) -> None:
+    """Refuse a value above its limit, or below zero."""
     try:
-        strongest = float(wind.detach().abs().max())
+        least, most = float(value.detach().min()), float(value.detach().max())
     except RuntimeError:  # under torch.func.vmap no value can be looked at
         return
-    if not strongest <= limit * (1 + 1e-5):
-        raise ValueError(f"'wind' must not exceed max_speed = {limit:g}; got {strongest:g}")
+    if not most <= limit * (1 + 1e-5):
+        raise ValueError(f"'{name}' must not exceed {limit_name} = {limit:g}; got {most:g}")
+    if least < 0:
+        raise ValueError(f"'{name}' must not be negative; got {least:g}")
 
 
 def examples() -> Iterator[tuple[str, LinearPhysics, Tensor]]:

@@ -35,7 +35,8 @@ class GravityAnomaly(PrismLayers):
         noise_model: deepinv noise model; Gaussian with sigma 0.1 by default.
 
     An observation is ``(batch, 1, H, W)``, at stations above the middles of the cells; compose
-    with ``PointObservations((1, H, W), points)`` for stations elsewhere.
+    with ``PointObservations((1, H, W), points)`` for stations elsewhere. Beyond the map
+    there is no density contrast.
 
     Raises:
         ValueError: a size does not fit, or the depths do not increase from above 0.

@@ -5,6 +5,9 @@ reads the fields of every time at stations. Its ``stack`` returns a list of obse
 ``join`` puts them into one vector instead, which a likelihood, a problem and a file can hold:
 
 .. math:: y = \bigl(A_1(x), A_2(x), \dots\bigr), \qquad A^\top y = \sum_i A_i^\top y_i.
+
+Parameters of a call go to every part by name. A mask silences the prediction of the parts that
+know it; noise of a joint or composed operator stays on all data, here and in its density.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from typing import Any
 
 import torch
 from deepinv.physics import GaussianNoise, LinearPhysics, NoiseModel, Physics
-from deepinv.physics.forward import ComposedPhysics
+from deepinv.physics.forward import ComposedPhysics, compose
 from torch import Tensor, nn
 
 __all__ = ["JointLinearPhysics", "JointPhysics", "TimeWindows", "join"]
@@ -65,7 +68,8 @@ class JointLinearPhysics(JointPhysics, LinearPhysics):
         super().__init__(physics, noise_model)
         self.img_size = _field_shape(physics)
         with torch.no_grad():
-            field = torch.zeros(1, *self.img_size)
+            device = next((buffer.device for buffer in self.parts.buffers()), None)
+            field = torch.zeros(1, *self.img_size, device=device)
             self.shapes = [part.A(field).shape[1:] for part in physics]
 
     def A_adjoint(self, y: Tensor, **kwargs: Any) -> Tensor:
@@ -149,7 +153,8 @@ def _shared_noise(physics: Sequence[Physics]) -> NoiseModel:
 
 
 def examples() -> Iterator[tuple[str, Physics, Tensor]]:
-    """``(name, physics, x)`` of time windows and of a joint and a composed operator."""
+    """``(name, physics, x)`` of time windows, of joint and of composed operators."""
+    from vfm_inverse.operators.darcy import Darcy
     from vfm_inverse.operators.heat import HeatEquation
     from vfm_inverse.operators.observation import PointObservations
     from vfm_inverse.operators.rays import StraightRays
@@ -164,4 +169,9 @@ def examples() -> Iterator[tuple[str, Physics, Tensor]]:
     stations = PointObservations((2, 6, 9), points) * windows * heat
     yield "heat-windows-at-stations", stations, x
     rays = StraightRays((1, 6, 9), 9 * points[:2], 9 * points[2:])
+    cores = PointObservations((1, 6, 9), points, GaussianNoise(0.01))
     yield "stations-and-rays", join(PointObservations((1, 6, 9), points), rays), x
+    yield "cores-and-pressures", join(cores, Darcy((1, 6, 9), points)), x
+    # deepinv warns when `*` composes what is not linear.
+    smoothed = compose(HeatEquation((1, 6, 9), (0.5,)), Darcy((1, 6, 9), points))
+    yield "darcy-of-smoothed", smoothed, x

@@ -39,7 +39,8 @@ class MagneticAnomaly(PrismLayers):
         field_strength: of the Earth's field in nT.
         noise_model: deepinv noise model; Gaussian with sigma 0.1 by default.
 
-    An observation is ``(batch, 1, H, W)``, at stations above the middles of the cells.
+    An observation is ``(batch, 1, H, W)``, at stations above the middles of the cells. Beyond
+    the map there is no susceptibility.
 
     Raises:
         ValueError: a size does not fit, the depths do not increase from above 0, or the field is

@@ -174,7 +174,8 @@ def _linearised(delay: Tensor, known: Tensor, times: Tensor) -> tuple[Tensor, Te
     second[..., 1::2, :, :] = (slopes[..., 0::2, :, :] > 0).to(slopes)
     slopes = slopes * (1 - second)
     total = slopes.sum(-3)
-    free = (1 - known) / torch.where(known > 0, 1, total)
+    # Rounding can swallow a delay beside the time that it is added to; no derivative is left then.
+    free = torch.where((known == 0) & (total > 0), 1 / torch.where(total > 0, total, 1), 0)
     return slopes * free.unsqueeze(-3), delay * free
 
 

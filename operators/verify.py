@@ -17,7 +17,7 @@ vjp              ``A_vjp(x, v)`` against the gradient of :math:`\langle A(x), v\
 forward mode     ``torch.func.jvp`` against that gradient
 batching         ``A`` (and the adjoint) of a batch against the loop over its items
 determinism      ``A(x)`` again, with another field in between
-dtype            ``A`` in single precision against double; the type of ``x`` is kept
+dtype            ``A`` in single precision against double; the type of ``x`` is kept in both
 device           ``A`` on a GPU against the CPU, where there is one
 noise            ``physics(x)`` against ``Likelihood(physics)``: probability integral transform
 ===============  ================================================================================
@@ -46,6 +46,7 @@ from vfm_inverse.operators.checks import (
     check_device,
     check_dtype,
     check_noise,
+    parts,
 )
 from vfm_inverse.randomness import seeded
 
@@ -136,15 +137,43 @@ def verify(
 
 @contextmanager
 def _double(physics: Physics) -> Iterator[None]:
-    """The operator in double precision, as it was afterwards."""
-    data = [(parameter, parameter.data) for parameter in physics.parameters()]
+    """The operator in double precision, as it was afterwards.
+
+    More than ``physics.double()`` does: complex buffers, the parts of a stack, and the ``dtype``
+    to which some operators cast.
+    """
+    modules = [module for part in parts(physics) for module in part.modules()]
+    attributes = [(module, dict(vars(module))) for module in modules]
+    buffers = [(module, dict(module._buffers)) for module in modules]
+    data = [(weight, weight.data) for module in modules for weight in module.parameters(False)]
     try:
-        with restored(physics):
-            physics.double()
-            yield
+        for weight, values in data:
+            weight.data = _wide(values)
+        for module, tensors in buffers:
+            for name, tensor in tensors.items():
+                module._buffers[name] = None if tensor is None else _wide(tensor)
+            kind = vars(module).get("dtype")
+            if isinstance(kind, torch.dtype) and (kind.is_floating_point or kind.is_complex):
+                vars(module)["dtype"] = torch.complex128 if kind.is_complex else torch.float64
+            # deepinv's Tomography keeps its adjoint, which is made for one type.
+            if "_auto_grad_adjoint_fn" in vars(module):
+                vars(module)["_auto_grad_adjoint_fn"] = None
+        yield
     finally:
-        for parameter, values in data:
-            parameter.data = values
+        for module, values_of in attributes:
+            vars(module).clear()
+            vars(module).update(values_of)
+        for module, tensors in buffers:
+            module._buffers.clear()
+            module._buffers.update(tensors)
+        for weight, values in data:
+            weight.data = values
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    if tensor.is_complex():
+        return tensor.to(torch.complex128)
+    return tensor.double() if tensor.is_floating_point() else tensor
 
 
 def _attempt(case: Case) -> Tensor | None:

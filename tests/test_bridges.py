@@ -16,7 +16,8 @@ from torch.func import hessian, jacfwd, jacrev, jvp, vjp, vmap
 from vfm_inverse.operators import NumpyPhysics, ScipyPhysics, simpeg_physics, verify
 from vfm_inverse.problem import InverseProblem
 
-MIX = np.random.default_rng(0).normal(size=(3, 4))
+RNG = np.random.default_rng(0)
+MIX = RNG.normal(size=(3, 4))
 X = torch.randn(5, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
@@ -196,6 +197,64 @@ def test_a_pylops_operator_is_a_scipy_operator() -> None:
     assert result.passed, str(result)
     rows = torch.stack([torch.from_numpy(derivative @ one.numpy().ravel()) for one in x])
     torch.testing.assert_close(physics.A(x).flatten(1), rows)
+
+
+@pytest.mark.parametrize("name", ["Convolve1D", "composed", "Radon2D"])
+def test_operators_of_pylops_are_certified(name: str) -> None:
+    pylops = pytest.importorskip("pylops")
+    make = {
+        "Convolve1D": lambda: pylops.signalprocessing.Convolve1D(30, np.array([1.0, 2, 0.5]), 1),
+        "composed": lambda: pylops.VStack([pylops.FirstDerivative(30), 3 * pylops.Identity(30)]),
+        "Radon2D": lambda: pylops.signalprocessing.Radon2D(
+            np.arange(6.0), np.arange(5.0), np.linspace(-1, 1, 5), engine="numpy"
+        ),
+    }
+    operator = make[name]()
+    result = verify(ScipyPhysics(operator), torch.from_numpy(RNG.normal(size=(2, 30))))
+    assert result.passed, str(result)
+
+
+@pytest.mark.filterwarnings("default")
+def test_simulations_of_simpeg_are_certified() -> None:
+    """Direct-current resistivity: non-linear, by finite volumes with adjoint sensitivities."""
+    discretize = pytest.importorskip("discretize")
+    dc = pytest.importorskip("simpeg.electromagnetics.static.resistivity")
+    maps = pytest.importorskip("simpeg.maps")
+    mesh = discretize.TensorMesh([[(5.0, 4)], [(5.0, 3)], [(5.0, 2)]], x0="CCN")
+    line = np.linspace(-8, 8, 4)[:, None] * np.array([[1.0, 0, 0]])
+    receivers = dc.receivers.Dipole(line[:-1], line[1:])
+    survey = dc.Survey([dc.sources.Dipole([receivers], line[0], line[-1])])
+    simulation = dc.Simulation3DNodal(mesh, survey=survey, sigmaMap=maps.ExpMap(mesh))
+    physics = simpeg_physics(simulation, (2, 3, 4), (3,))
+    x = torch.from_numpy(0.3 * RNG.normal(size=(2, 2, 3, 4)) - 3)
+    result = verify(physics, x)
+    assert result.passed, str(result)
+    assert result["adjoint"].passed and result["forward mode"].passed
+    # The axes as the docs say: the first axis of the mesh is the last of the array.
+    model = x[0].numpy().transpose(2, 1, 0).ravel(order="F")
+    torch.testing.assert_close(physics.A(x)[0], torch.from_numpy(simulation.dpred(model)))
+
+
+@pytest.mark.filterwarnings("default")
+def test_potential_fields_of_simpeg_ask_for_double_precision() -> None:
+    discretize = pytest.importorskip("discretize")
+    gravity = pytest.importorskip("simpeg.potential_fields.gravity")
+    maps = pytest.importorskip("simpeg.maps")
+    mesh = discretize.TensorMesh([[(10.0, 4)], [(10.0, 3)], [(10.0, 2)]], x0="CCN")
+    places = np.array([[0.0, 0.0, 5.0], [10.0, -5.0, 5.0], [-12.0, 3.0, 6.0]])
+    receivers = gravity.receivers.Point(places, components="gz")
+    survey = gravity.survey.Survey(gravity.sources.SourceField([receivers]))
+    for dtype, passes in ((np.float64, True), (np.float32, False)):
+        simulation = gravity.simulation.Simulation3DIntegral(
+            mesh,
+            survey=survey,
+            rhoMap=maps.IdentityMap(nP=mesh.nC),
+            active_cells=np.ones(mesh.nC, bool),
+            sensitivity_dtype=dtype,
+        )
+        physics = simpeg_physics(simulation, (2, 3, 4), (3,))
+        result = verify(physics, torch.from_numpy(RNG.normal(size=(2, 2, 3, 4))))
+        assert result.passed == passes, str(result)
 
 
 def test_a_bridged_operator_makes_a_problem() -> None:

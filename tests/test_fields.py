@@ -24,6 +24,7 @@ from vfm_inverse.operators import (
     TimeWindows,
     join,
     ricker,
+    verify,
     wind_of_stream_function,
 )
 from vfm_inverse.operators.grids import cell_centres, convolve
@@ -187,6 +188,30 @@ def test_each_field_may_have_its_wind() -> None:
     torch.testing.assert_close(left, right, rtol=1e-12, atol=1e-12)
     with pytest.raises(ValueError, match="'wind' must not exceed max_speed = 4; got"):
         physics.A(x, wind=10 * winds)
+
+
+def test_each_field_may_have_its_diffusivity() -> None:
+    x = torch.randn(2, 1, 5, 6, dtype=torch.float64)
+    wind = torch.randn(2, 5, 6, dtype=torch.float64)
+    kappa = torch.tensor([0.05, 0.3], dtype=torch.float64)
+
+    def make(value: float) -> AdvectionDiffusion:
+        return AdvectionDiffusion((1, 5, 6), (0.7,), wind, value, max_diffusivity=0.4)
+
+    physics = make(0.1)
+    rows = [make(float(value)).A(x[i : i + 1]) for i, value in enumerate(kappa)]
+    torch.testing.assert_close(physics.A(x, diffusivity=kappa), torch.cat(rows))
+    torch.testing.assert_close(physics.A(x, diffusivity=0.05)[:1], rows[0])
+    result = verify(physics, x, diffusivity=kappa, wind=wind.expand(2, -1, -1, -1))
+    assert result.passed, str(result)
+    leaf = kappa.clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda k: physics.A(x, diffusivity=k), leaf)
+    with pytest.raises(ValueError, match="'diffusivity' must not exceed max_diffusivity = 0.4"):
+        physics.A(x, diffusivity=0.5)
+    with pytest.raises(ValueError, match="'diffusivity' must not be negative; got -0.1"):
+        physics.A(x, diffusivity=-0.1)
+    with pytest.raises(ValueError, match="'max_diffusivity' must be at least 'diffusivity', 0.1"):
+        AdvectionDiffusion((1, 5, 6), (0.7,), wind, 0.1, max_diffusivity=0.01)
 
 
 # Rays -------------------------------------------------------------------------------------------

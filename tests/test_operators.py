@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
 import pytest
 import torch
-from deepinv.physics import GaussianNoise, LinearPhysics
+from deepinv.physics import GaussianNoise, LinearPhysics, Physics
 from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
 from vfm_inverse import operators
-from vfm_inverse.operators import MatrixObservations, PointObservations
+from vfm_inverse.operators import AutogradAdjoint, MatrixObservations, PointObservations
 
 EXAMPLES = {name: (physics, x) for name, physics, x in operators.examples()}
 LINEAR = [name for name, (physics, _) in EXAMPLES.items() if isinstance(physics, LinearPhysics)]
@@ -43,6 +47,28 @@ def test_the_operator_is_certified(name: str) -> None:
     assert applied >= {"shapes", "adjoint", "gradient", "vjp", "forward mode", "batching"}
     assert applied >= {"determinism", "dtype", "noise"}
     assert ("linearity" in applied) == (name in LINEAR)
+
+
+def test_every_operator_of_the_pack_is_among_the_examples() -> None:
+    shown = {type(module) for physics, _ in EXAMPLES.values() for module in physics.modules()}
+    public = [getattr(operators, name) for name in operators.__all__]
+    classes = {one for one in public if isinstance(one, type) and issubclass(one, torch.nn.Module)}
+    missing = classes - shown
+    if find_spec("deepwave") is None:
+        missing.discard(operators.FullWaveform)
+    assert not missing
+    assert len(EXAMPLES) == len(list(operators.examples())), "two examples have one name"
+
+
+def test_the_docs_have_a_row_for_every_operator() -> None:
+    page = Path(__file__).resolve().parents[1] / "docs" / "operators.md"
+    table = page.read_text().split("## Of this package\n")[1].split("\n## ")[0]
+    listed = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
+    public = {name: getattr(operators, name) for name in operators.__all__}
+    physics = [
+        name for name, one in public.items() if isinstance(one, type) and issubclass(one, Physics)
+    ]
+    assert sorted(listed) == sorted(physics)
 
 
 def test_the_adjoint_is_the_transpose(example: tuple[LinearPhysics, Tensor]) -> None:
@@ -142,3 +168,39 @@ def test_wrong_stations_are_refused(
 def test_a_matrix_must_have_two_dimensions() -> None:
     with pytest.raises(ValueError, match=r"'matrix' must have shape \(m, d\); got \(3,\)"):
         MatrixObservations(torch.ones(3))
+
+
+def test_autograd_derives_the_transpose_of_any_linear_operator() -> None:
+    matrix = torch.randn(3, 12, dtype=torch.float64)
+    physics = AutogradAdjoint(Physics(A=lambda x: x.flatten(1) @ matrix.to(x).mT), (1, 3, 4))
+    for dtype in (torch.float32, torch.float64):
+        y = torch.randn(5, 3, dtype=dtype)
+        expected = (y @ matrix.to(y)).reshape(5, 1, 3, 4)
+        torch.testing.assert_close(physics.A_adjoint(y), expected)
+    # It is differentiated like any other operator.
+    y.requires_grad_()
+    w = torch.randn(5, 1, 3, 4, dtype=torch.float64)
+    (back,) = torch.autograd.grad((physics.A_adjoint(y) * w).sum(), y)
+    torch.testing.assert_close(back, physics.A(w))
+
+
+def test_autograd_takes_complex_data_and_parameters() -> None:
+    def transform(x: Tensor, filter: Tensor) -> Tensor:
+        return filter * torch.fft.fft(x, norm="ortho")
+
+    physics = AutogradAdjoint(Physics(A=transform), (1, 6))
+    x, filter = torch.randn(2, 1, 6).double(), torch.randn(2, 1, 6).double()
+    y = torch.randn(2, 1, 6, dtype=torch.complex128)
+    forward = (physics.A(x, filter=filter).conj() * y).real.sum()
+    torch.testing.assert_close((x * physics.A_adjoint(y, filter=filter)).sum(), forward)
+
+
+def test_what_is_not_linear_does_not_pass_for_it() -> None:
+    physics = AutogradAdjoint(Physics(A=lambda x: x.square()), (1, 6))
+    result = operators.verify(physics, torch.randn(2, 1, 6))
+    assert result["linearity"].passed is False and result["adjoint"].passed is False
+
+
+def test_an_adjoint_needs_the_shape_of_the_field() -> None:
+    with pytest.raises(ValueError, match="'img_size' must be given: Physics does not say"):
+        AutogradAdjoint(Physics())

@@ -92,6 +92,16 @@ class Coarse(Steps):
         return y if x.dtype == torch.float64 else y + 1e-3
 
 
+class SecretlySingle(Steps):
+    def A(self, x: Tensor, **kwargs: Any) -> Tensor:
+        return super().A(x.float()).to(x)
+
+
+class OpenlySingle(Steps):
+    def A(self, x: Tensor, **kwargs: Any) -> Tensor:
+        return super().A(x.float())
+
+
 class Louder(Steps):
     def forward(self, x: Tensor, **kwargs: Any) -> Tensor:
         return self.A(x) + 1.05 * self.noise_model.sigma * torch.randn_like(self.A(x))
@@ -214,6 +224,10 @@ def test_what_is_right_passes(make: Callable[[], Physics]) -> None:
         (InPlace, "determinism"),
         (OnlyDouble, "dtype"),
         (Coarse, "dtype"),
+        (OpenlySingle, "dtype"),
+        (SecretlySingle, "adjoint"),
+        (SecretlySingle, "linearity"),
+        (SecretlySingle, "gradient"),
         (Louder, "noise"),
         (Shifted, "noise"),
         (Uniform, "noise"),
@@ -315,6 +329,52 @@ def test_a_stack_of_observations_is_certified() -> None:
     stacked = Steps().stack(Steps())
     result = verify(stacked, X)
     assert states(result)["adjoint"] and states(result)["gradient"], str(result)
+
+
+def test_a_slow_operator_is_not_evaluated_for_every_draw_of_the_noise() -> None:
+    class Counting(Steps):
+        fields = 0
+
+        def A(self, x: Tensor, **kwargs: Any) -> Tensor:
+            Counting.fields += len(x)
+            return super().A(x)
+
+    assert verify(Counting(), X)["noise"].passed
+    assert Counting.fields < 300
+    physics = Counting()
+    assert verify(physics, X).passed and "A" not in vars(physics)
+
+
+def test_what_has_no_forward_mode_is_certified_by_its_gradient() -> None:
+    class Square(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            ctx.save_for_backward(x)
+            return x.square()
+
+        @staticmethod
+        def backward(ctx: Any, w: Tensor) -> Tensor:
+            return 2 * ctx.saved_tensors[0] * w
+
+    class Squares(Physics):
+        def A(self, x: Tensor, **kwargs: Any) -> Tensor:
+            return Square.apply(x)
+
+        def A_vjp(self, x: Tensor, v: Tensor) -> Tensor:
+            return 2 * x * v
+
+    result = verify(Squares(noise_model=GaussianNoise(0.1)), X)
+    assert result.passed, str(result)
+    assert result["forward mode"].passed is None and result["adjoint"].passed is None
+    assert result["vjp"].passed and result["gradient"].passed
+
+
+def test_nothing_is_seen_and_nothing_fails() -> None:
+    physics = dinv.physics.Inpainting(
+        (1, 6), mask=torch.zeros(1, 6), noise_model=GaussianNoise(0.1)
+    )
+    result = verify(physics, X)
+    assert result.passed and result["noise"].remark == "no datum is seen"
 
 
 def test_the_table_and_the_dictionary() -> None:

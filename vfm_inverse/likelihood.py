@@ -85,6 +85,8 @@ class Likelihood:
             )
         mask = per_field.get("mask", stored_mask) if self._masks_noise else None
         if mask is not None:
+            if mask.dim() < mean.dim():  # MultiCoilMRI: one mask for all coils
+                mask = mask.unsqueeze(2)
             mask = (mask != 0).expand(mean.shape)
             # A datum that is not seen has A(x) = 0, which no gamma law allows.
             mean = torch.where(mask, mean, torch.ones_like(mean))

@@ -200,7 +200,8 @@ def expansion(
 
     def draw(num: int) -> Tensor:
         basis = modes.to(torch.get_default_dtype())
-        return mean + (torch.randn(num, basis.shape[1]) @ basis.mT).reshape(num, *shape)
+        xi = torch.randn(num, basis.shape[1]).to(basis)  # one seed, one field on every device
+        return mean + (xi @ basis.mT).reshape(num, *shape)
 
     return draw
 

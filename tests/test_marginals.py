@@ -133,7 +133,9 @@ def test_climatology_scores_the_other_truths() -> None:
     baseline = Climatology(truth)
     assert len(baseline.index) == 256
     found = baseline.scores(truth[100:140], 100)
-    assert set(range(100, 140)) - set(baseline.index) and set(range(100, 140)) & set(baseline.index)
+    assert set(range(100, 140)) - set(baseline.index) and set(range(100, 140)) & set(
+        baseline.index
+    )
     for row in range(40):
         others = [i for i in baseline.index if i != 100 + row]
         draws, x = truth[others][:, None], truth[100 + row][None]

@@ -222,6 +222,10 @@ def calibration_maps(report: xr.Dataset, level: float = 0.9) -> Figure:
         if cmap == "PuOr" and centre is not None:
             reach = max(2 * width, float(np.nanmax(np.abs(values - centre), initial=0)))
             limits = {"vmin": centre - reach, "vmax": centre + reach}
+            if "coverage" in title and centre + reach > 1:  # white stays at the stated share
+                from matplotlib.colors import TwoSlopeNorm
+
+                limits = {"norm": TwoSlopeNorm(centre, centre - reach, 1.0)}
         drawn = image(panel, values, cmap=cmap, **limits)
         figure.colorbar(drawn, cax=panel.inset_axes((1.03, 0.0, 0.05, 1.0)))
         if place % columns:

@@ -220,7 +220,9 @@ def _summary(report: xr.Dataset) -> list[tuple[str, str]]:
     unit = report.crps.attrs.get("units", "1")
     unit = "" if unit == "1" else f" {unit}"
     rows = []
-    for name, label in (("crps", "CRPS"), ("energy_score", "energy score")):
+    # A report without a table of scores still has these two.
+    shown = () if "score_value" in report else (("crps", "CRPS"), ("energy_score", "energy score"))
+    for name, label in shown:
         values = report[name].values
         error = values.std(ddof=1) / np.sqrt(len(values))
         rows.append((label, f"{values.mean():.4g} ± {error:.2g}{unit} (smaller is better)"))

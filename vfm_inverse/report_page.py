@@ -89,25 +89,26 @@ h2 { font-size: 1.15rem; margin: 2.6rem 0 .3rem; padding-top: .8rem;
 .verdict { border-left: .4rem solid var(--ok); background: #f2f7fb; padding: .8rem 1.1rem; }
 .verdict.fail { border-color: var(--bad); background: #fdf3ec; }
 .verdict strong { color: var(--ok); } .verdict.fail strong { color: var(--bad); }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .7rem;
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(10.5rem, 1fr)); gap: .7rem;
   margin: 1.1rem 0; }
 .tile { border: 1px solid var(--line); border-radius: .4rem; padding: .55rem .8rem; }
-.tile b { display: block; font-size: 1.3rem; line-height: 1.3;
+.tile strong { display: block; font-size: 1.2rem; line-height: 1.3; white-space: nowrap;
   font-variant-numeric: tabular-nums; }
-.tile.bad b { color: var(--bad); } .tile.ok b { color: var(--ok); }
+.tile.bad strong { color: var(--bad); } .tile.ok strong { color: var(--ok); }
 .tile span { color: var(--soft); font-size: .82rem; line-height: 1.35; display: block; }
 p { margin: .4rem 0; } .soft { color: var(--soft); } em { font-style: normal; font-weight: 600; }
 figure { margin: .8rem 0 0; } img { max-width: 100%; height: auto; display: block; }
 figcaption { color: var(--soft); margin: .5rem 0 0; }
 .wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; margin: .6rem 0; font-size: .9rem;
+  font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .9rem .25rem 0; border-bottom: 1px solid var(--line);
   text-align: right; vertical-align: top; }
 th:first-child, td:first-child { text-align: left; } th { font-weight: 600; color: var(--soft); }
 table.settings td:first-child { white-space: nowrap; }
 table.settings td:last-child { text-align: left; overflow-wrap: anywhere; }
 table.remedies th, table.remedies td { text-align: left; width: 25%; }
-table.remedies td:first-child b { color: var(--bad); display: block; }
+table.remedies td:first-child strong { color: var(--bad); display: block; }
 tr.bad td:first-child { color: var(--bad); font-weight: 600; }
 code { font-size: .95em; }
 @media print { body { margin: 0; max-width: none; } figure, tr { break-inside: avoid; } }
@@ -115,7 +116,7 @@ code { font-size: .95em; }
 <h1>{{ title }}</h1>
 <div class="verdict {{ verdict }}"><p><strong>{{ headline }}</strong> {{ reason }}.</p></div>
 <div class="tiles">
-{% for tile in tiles %}<div class="tile {{ tile.state }}"><b>{{ tile.figure }}</b>
+{% for tile in tiles %}<div class="tile {{ tile.state }}"><strong>{{ tile.figure }}</strong>
 <span>{{ tile.meaning }}</span></div>
 {% endfor %}</div>
 <p class="soft">{{ scope }}</p>
@@ -128,7 +129,7 @@ until the diagnostics hold. <em>Training</em> and a <em>richer family</em> mend 
 again afterwards.</p>
 <div class="wide"><table class="remedies"><thead><tr><th>what is wrong</th><th>the ladder</th>
 <th>more training</th><th>a richer family</th></tr></thead><tbody>
-{% for one in remedies %}<tr><td><b>{{ one.fault }}</b>{{ one.evidence }}</td>
+{% for one in remedies %}<tr><td><strong>{{ one.fault }}</strong>{{ one.evidence }}</td>
 <td>{{ one.ladder }}</td><td>{{ one.train }}</td><td>{{ one.family }}</td></tr>
 {% endfor %}</tbody></table></div>
 {% endif %}
@@ -150,8 +151,8 @@ again afterwards.</p>
 {% for cell in row.cells %}<td>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</tbody></table></div>
 <h2>Scores</h2>
-{% if scores %}<p>Means over the simulations with their standard errors; smaller is better, for the
-log score (in nats) larger. {{ baseline }}</p>
+{% if scores %}<p>Means over the simulations with their standard errors; smaller is better.
+{{ baseline }}</p>
 <div class="wide"><table>
 <thead><tr><th>score</th><th>this posterior</th><th>baseline</th><th>skill</th></tr></thead><tbody>
 {% for row in scores %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>

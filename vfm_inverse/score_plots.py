@@ -105,7 +105,8 @@ def skill_scores(report: xr.Dataset) -> Figure:
         ValueError: no score has a baseline.
     """
     shown = [] if "skill" not in report else report.score.values[np.isfinite(report.skill)]
-    ratios = [name for name in shown if name != "log_score"]
+    # The plain scores say the same again.
+    ratios = [n for n in shown if n != "log_score" and not str(n).endswith("_plain")]
     if not len(shown):
         raise ValueError("'report' must have 'skill'; it was made without a baseline")
     panels = [(ratios, 100.0, "skill: 1 - score / baseline [%]")] if ratios else []
@@ -151,7 +152,7 @@ def spread_skill(report: xr.Dataset) -> Figure:
         report: From ``calibration.calibrate`` or ``from_draws``.
     """
     spread, error = (report[f"{name}_map"].values.ravel() for name in ("spread", "skill"))
-    figure, (axes,) = new_figure((4.6, 3.8))
+    figure, (axes,) = new_figure((6.6, 3.6))
     top = 1.05 * float(max(spread.max(), error.max()))
     noise = 3 / np.sqrt(2 * report.attrs["num_simulations"])
     line = np.array([0.0, top])

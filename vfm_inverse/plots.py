@@ -214,7 +214,12 @@ def calibration_maps(report: xr.Dataset, level: float = 0.9) -> Figure:
                 panel.axhspan(centre - width, centre + width, color=PALE, lw=0)
                 panel.axhline(centre, color=GREY, lw=0.8)
             style = "o" if values.size <= 32 else "-"
-            panel.plot(coordinate(values, 0), values, style, color=BLUE, ms=4, lw=1.2)
+            where = coordinate(values, 0)
+            panel.plot(where, values, style, color=BLUE, ms=4, lw=1.2)
+            if centre is not None:
+                outside = values.where(np.abs(values - centre) > width)
+                panel.plot(where, outside, style, color=VERMILION, ms=4, lw=1.2)
+            panel.margins(y=0.12)
             panel.set_xlabel(axis_label(values, 0) if place >= columns else "")
             panel.locator_params(axis="x", integer=style == "o")
             continue

@@ -34,9 +34,9 @@ TEXTS = {
     ),
     "maps": (
         "Where in the field",
-        "Coverage, spread over error, misfit of the ranks and CRPS of each element. White, or "
-        "inside the grey band, is as it should be; scattered colour is noise and decides "
-        "nothing.",
+        "Coverage of intervals and density regions, spread and bias over error, misfit of the "
+        "ranks and CRPS of each element. White, or inside the grey band, is as it should be; "
+        "scattered colour is noise and decides nothing.",
         "A connected patch of one colour: the posterior is wrong there.",
     ),
     "spread": (
@@ -89,7 +89,7 @@ h2 { font-size: 1.15rem; margin: 2.6rem 0 .3rem; padding-top: .8rem;
 .verdict { border-left: .4rem solid var(--ok); background: #f2f7fb; padding: .8rem 1.1rem; }
 .verdict.fail { border-color: var(--bad); background: #fdf3ec; }
 .verdict strong { color: var(--ok); } .verdict.fail strong { color: var(--bad); }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(10.5rem, 1fr)); gap: .7rem;
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .7rem;
   margin: 1.1rem 0; }
 .tile { border: 1px solid var(--line); border-radius: .4rem; padding: .55rem .8rem; }
 .tile strong { display: block; font-size: 1.2rem; line-height: 1.3; white-space: nowrap;

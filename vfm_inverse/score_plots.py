@@ -220,6 +220,8 @@ def local_map(report: xr.Dataset) -> Figure:
     share.axhline(len(p_value) / 20, color=GREY, lw=0.8, label="uniform")
     share.stairs(count, edges, fill=True, color=BLUE, alpha=0.2)
     share.stairs(count, edges, color=BLUE, lw=1.1)
+    if count[0] > len(p_value) / 20 + 3 * np.sqrt(len(p_value) / 20):
+        share.stairs(count[:1], edges[:2], fill=True, color=VERMILION, alpha=0.3)
     share.set(xlim=(0, 1), xlabel="local p-value", ylabel="simulations")
     share.legend(loc="upper right")
     return figure

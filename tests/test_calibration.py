@@ -56,6 +56,7 @@ def gaussian_problem(
         field_shape=torch.Size(event),
         simulate=simulate,
         log_likelihood=log_likelihood,
+        log_prior=lambda x: Independent(Normal(torch.zeros_like(x), 1.0), ndim).log_prob(x),
         likelihood=log_likelihood if density else None,
         reference_posterior=reference_posterior,
         dims=names if labelled else None,

@@ -54,6 +54,8 @@ def test_the_card_says_what_was_checked_and_how() -> None:
     assert card.version == vi.__version__
     assert card.figures["crps"] == pytest.approx(float(report.crps.mean()))
     assert card.figures["smallest_p"] == pytest.approx(float(report.p_adjusted.min()))
+    assert card.figures["joint_p"] == pytest.approx(float(report.tarp_p_adjusted))
+    assert card.figures["crps_skill"] == pytest.approx(float(report.skill.sel(score="crps")))
     low, high = card.valid_range["sigma"]
     assert 0.1 <= low < 0.11 and 0.49 < high <= 0.5
     assert card.valid_range["y"][0] < -2 and card.valid_range["y"][1] > 2

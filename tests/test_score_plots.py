@@ -104,7 +104,7 @@ def test_spread_and_error_of_each_element(tmp_path: Path) -> None:
     ratio = whole.get_xdata()[0] / whole.get_ydata()[0]
     assert ratio == pytest.approx(0.6, abs=0.05)
     texts = [text.get_text() for text in narrow.axes[0].get_legend().get_texts()]
-    assert "outside (24 elements)" in texts
+    assert "outside (24 of 24)" in texts
     saved(good, tmp_path)
 
 

@@ -161,6 +161,8 @@ def certify(vfm: VariationalFlowMap, problem: InverseProblem, report: xr.Dataset
 
 def main_figures(report: xr.Dataset) -> dict[str, float]:
     """The figures of a calibration that a card keeps."""
+    import numpy as np
+
     figures = {
         "smallest_p": report.p_adjusted.min(),
         "coverage_50": report.coverage_map.sel(level=0.5).mean(),
@@ -169,6 +171,10 @@ def main_figures(report: xr.Dataset) -> dict[str, float]:
         "energy_score": report.energy_score.mean(),
         "spread_over_error": ((report.spread_map**2).mean() / (report.skill_map**2).mean()) ** 0.5,
     }
+    if "tarp_p_adjusted" in report:
+        figures["joint_p"] = report.tarp_p_adjusted
+    if "skill" in report and np.isfinite(report.skill.sel(score="crps")):
+        figures["crps_skill"] = report.skill.sel(score="crps")
     return {name: float(value) for name, value in figures.items()}
 
 

@@ -171,7 +171,7 @@ def spread_skill(report: xr.Dataset) -> Figure:
         if which.any():
             alpha = min(0.9, 0.25 + 30 / which.sum())
             axes.scatter(spread[which], error[which], size, color=color, alpha=alpha, lw=0)
-            axes.scatter([], [], 18, color=color, label=f"{label} ({which.sum()} elements)")
+            axes.scatter([], [], 18, color=color, label=f"{label} ({which.sum()} of {which.size})")
     total = np.sqrt((error**2).mean())
     axes.plot(
         np.sqrt((spread**2).mean()),
@@ -184,7 +184,7 @@ def spread_skill(report: xr.Dataset) -> Figure:
         label="whole field",
     )
     units = units_of(report.spread_map)
-    axes.set(xlim=(0, top), ylim=(0, top), aspect="equal")
+    axes.set(xlim=(0, top), ylim=(0, top), aspect="equal", anchor="W")
     axes.set(
         xlabel=f"spread: stated standard deviation{units}", ylabel=f"RMS error of the mean{units}"
     )

@@ -28,8 +28,10 @@ def test_a_pass_needs_none() -> None:
     ],
 )
 def test_faults_of_place_and_width(fault: dict[str, float], expected: str) -> None:
-    first = remedies(checked(**fault))[0]
-    assert first.fault == expected and "of 4 quantities" in first.evidence
+    report = checked(**fault)
+    first = remedies(report)[0]
+    assert first.fault == expected
+    assert f"of {report.sizes['quantity']} quantities" in first.evidence
     if "scale" in fault:
         ratio = float(first.evidence.split(", ")[1].split()[0])
         assert ratio == pytest.approx(fault["scale"], rel=0.25)

@@ -98,7 +98,7 @@ def posterior_sbc(
         posterior = posterior_fn(y, **given)
         x = posterior.sample((num_simulations,))[:, 0]
         repeated = {k: v.expand(num_simulations, *v.shape[1:]) for k, v in given.items()}
-        new = problem.observe(x, **repeated)
+        new = problem.observe(x, seed=None, **repeated)
     first = y.expand_as(new)
     density: Quantity | None = None
     if both is None:

@@ -192,6 +192,10 @@ def test_the_card_is_shown_once_and_not_as_json(tmp_path: Path, undrawn: None) -
     assert rows["weights SHA-256"] == "c3" and rows["figures"] == "crps 0.25"
     assert rows["valid range"] == "y from -3 to 4.5, sigma from 0.1 to 0.5"
     assert not any("{" in text for text in page.text)
+    assert "out of date" not in page.text
+    told["weights_sha256"] = "d4"  # trained on since
+    stale = Page(write_report(tmp_path / "c.html", checked(), provenance=told).read_text())
+    assert stale.text[stale.text.index("out of date") + 1].startswith("the map has other weights")
     plain = Page(write_report(tmp_path / "b.html", checked()).read_text())
     assert "Calibration card" not in plain.text
 

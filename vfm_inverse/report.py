@@ -98,7 +98,7 @@ def write_report(
             baseline=f"The baseline is {baseline}." if baseline else "",
             scores=_scores(calibration),
             summary=_summary(calibration),
-            card=_card(attrs.get("calibration_card")),
+            card=_card(attrs.get("calibration_card"), attrs.get("weights_sha256")),
             settings=[
                 (name, f"{value:.6g}" if isinstance(value, float) else value)
                 for name, value in attrs.items()
@@ -238,11 +238,13 @@ def _summary(report: xr.Dataset) -> list[tuple[str, str]]:
     return rows
 
 
-def _card(text: str | None) -> list[tuple[str, str]]:
+def _card(text: str | None, weights: str | None) -> list[tuple[str, str]]:
     """Rows of the calibration card; none where there is none."""
     if text is None:
         return []
     card, rows = asdict(Card.from_json(text)), []
+    if weights not in (None, card["weights_sha256"]):
+        rows.append(("out of date", "the map has other weights by now: calibrate it again"))
     for name, value in card.items():
         if name == "figures":
             shown = ", ".join(f"{key} {number:.4g}" for key, number in value.items())

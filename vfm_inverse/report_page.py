@@ -91,8 +91,8 @@ h2 { font-size: 1.15rem; margin: 2.6rem 0 .3rem; padding-top: .8rem;
 .verdict strong { color: var(--ok); } .verdict.fail strong { color: var(--bad); }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .7rem;
   margin: 1.1rem 0; }
-.tile { border: 1px solid var(--line); border-radius: .4rem; padding: .55rem .8rem; }
-.tile strong { display: block; font-size: 1.2rem; line-height: 1.3; white-space: nowrap;
+.tile { border: 1px solid var(--line); border-radius: .4rem; padding: .55rem .65rem; }
+.tile strong { display: block; font-size: 1.08rem; line-height: 1.3; white-space: nowrap;
   font-variant-numeric: tabular-nums; }
 .tile.bad strong { color: var(--bad); } .tile.ok strong { color: var(--ok); }
 .tile span { color: var(--soft); font-size: .82rem; line-height: 1.35; display: block; }
@@ -107,6 +107,7 @@ th, td { padding: .25rem .9rem .25rem 0; border-bottom: 1px solid var(--line);
 th:first-child, td:first-child { text-align: left; } th { font-weight: 600; color: var(--soft); }
 table.settings td:first-child { white-space: nowrap; }
 table.settings td:last-child { text-align: left; overflow-wrap: anywhere; }
+table.remedies { min-width: 44rem; }
 table.remedies th, table.remedies td { text-align: left; width: 25%; }
 table.remedies td:first-child strong { color: var(--bad); display: block; }
 tr.bad td:first-child { color: var(--bad); font-weight: 600; }

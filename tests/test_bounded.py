@@ -87,7 +87,7 @@ def test_a_transform_of_ones_own(tmp_path: object) -> None:
     draws = vfm(y).sample((100,))
     assert draws.min() > 0
     vfm.save(f"{tmp_path}/model.safetensors")
-    again = vi.load(f"{tmp_path}/model.safetensors", problem)
+    again = vi.load(f"{tmp_path}/model.safetensors", problem, warn=False)
     torch.manual_seed(0)
     first = vfm(y).sample((4,))
     torch.manual_seed(0)

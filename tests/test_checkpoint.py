@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 import vfm_inverse as vi
 from vfm_inverse import checkpoint, problems
+from vfm_inverse.card import CalibrationWarning
 from vfm_inverse.problem import InverseProblem
 from vfm_inverse.whitening import Whitening
 
@@ -45,17 +47,39 @@ def built(name: str = "linear-gaussian", kwargs: dict | None = None, options: di
 @pytest.mark.parametrize("case", sorted(CASES))
 def test_a_loaded_map_draws_what_the_saved_one_draws(case: str, tmp_path: Path) -> None:
     problem, vfm = built(*CASES[case])
-    vfm.verdict = {"calibration_verdict": "pass"}
     vfm.save(tmp_path / "model.safetensors")
-    loaded = vi.load(tmp_path / "model.safetensors")
+    loaded = vi.load(tmp_path / "model.safetensors", warn=False)
     _, y, params = problem.simulate(4, seed=1)
     torch.manual_seed(2)
     expected = vfm(y, **params).sample((5,))
     torch.manual_seed(2)
     torch.testing.assert_close(loaded(y, **params).sample((5,)), expected, rtol=0, atol=0)
-    assert loaded.verdict == vfm.verdict
     assert loaded.config == json.loads(json.dumps(vfm.config))
-    assert loaded.range.farthest == vfm.range.farthest
+    for name, value in vfm.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+
+
+def test_a_checkpoint_of_format_1_is_read_and_uncertified(tmp_path: Path) -> None:
+    """Format 1 had a verdict, of whichever weights, and a range of another kind."""
+    problem, vfm = built()
+    old, new = tmp_path / "old.safetensors", tmp_path / "new.safetensors"
+    tensors = {k: v for k, v in vfm.state_dict().items() if not k.startswith("range.")}
+    tensors |= {"range.center": torch.zeros(2), "range.spread": torch.ones(2)}
+    header = {"config": vfm.config, "verdict": {"calibration_verdict": "pass"}}
+    metadata = {"format": "vfm_inverse/1", "kind": "model", "header": json.dumps(header)}
+    save_file(tensors | {"range.farthest": torch.tensor(1.5)}, old, metadata)
+    with pytest.warns(CalibrationWarning, match="old.safetensors' is uncertified"):
+        loaded = vi.load(old)
+    assert loaded.card is None and not loaded.range.fitted
+    _, y, _ = problem.simulate(4, seed=1)
+    torch.manual_seed(2)
+    expected = vfm(y).sample((5,))
+    torch.manual_seed(2)
+    torch.testing.assert_close(loaded(y).sample((5,)), expected, rtol=0, atol=0)
+    loaded.save(new)
+    assert not vi.load(new, warn=False).range.fitted
+    with safe_open(new, "pt") as file:
+        assert file.metadata()["format"] == "vfm_inverse/2"
 
 
 def test_a_problem_of_your_own_is_passed_again(tmp_path: Path) -> None:
@@ -69,7 +93,7 @@ def test_a_problem_of_your_own_is_passed_again(tmp_path: Path) -> None:
     vfm.save(tmp_path / "own.safetensors")
     with pytest.raises(ValueError, match="problem of your own; pass it as 'problem'"):
         vi.load(tmp_path / "own.safetensors")
-    loaded = vi.load(tmp_path / "own.safetensors", problem=own())
+    loaded = vi.load(tmp_path / "own.safetensors", problem=own(), warn=False)
     torch.testing.assert_close(loaded.whitening.mean, vfm.whitening.mean)
     with pytest.raises(ValueError, match="does not fit the problem"):
         vi.load(tmp_path / "own.safetensors", problem=problems.load("linear-gaussian", dim=7))
@@ -90,7 +114,7 @@ def test_a_whitening_of_your_own_is_passed_again(tmp_path: Path) -> None:
     vfm.save(tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="whitening of your own"):
         vi.load(tmp_path / "model.safetensors")
-    loaded = vi.load(tmp_path / "model.safetensors", whitening=Doubling((4,)))
+    loaded = vi.load(tmp_path / "model.safetensors", whitening=Doubling((4,)), warn=False)
     _, y, _ = problem.simulate(2, seed=1)
     torch.manual_seed(2)
     expected = vfm(y).sample((5,))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,10 @@ import torch
 import xarray as xr
 
 from vfm_inverse import cli, problems
+from vfm_inverse.card import Card
 from vfm_inverse.cli import main
 from vfm_inverse.config import RunConfig, check_keys, read_config
+from vfm_inverse.runs import open_run
 
 SETTINGS = """
 [problem]
@@ -180,7 +184,57 @@ def test_calibrate_writes_the_verdict(run: Path, capsys: pytest.CaptureFixture[s
     with xr.open_dataset(run / "calibration.nc") as stored:
         assert stored.attrs["num_simulations"] == 30
         assert stored.attrs["verdict"] == printed["verdict"]
+        card = Card.from_json(stored.attrs["calibration_card"])
+    assert (card.verdict, card.num_simulations) == (printed["verdict"], 30)
+    assert open_run(run, warn=False)[0].card == card
     assert 0 <= printed["coverage_90"] <= 1
+
+
+@pytest.mark.parametrize("fault", ["uncertified", "fail"])
+def test_sample_correct_and_report_say_what_is_not_certified(
+    fault: str, run: Path, observation: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    vfm, _ = open_run(folder, warn=False)
+    if fault == "fail":
+        assert vfm.card is not None
+        vfm.card = replace(vfm.card, verdict="fail", reason="draws too high")
+    else:
+        with torch.no_grad():
+            next(iter(vfm.networks.parameters())).add_(1e-3)
+    vfm.save(folder / "model.safetensors")
+    draw = [str(folder), str(observation), "-n", "256", "--out", str(tmp_path / "draws.nc")]
+    said = {"fail": "failed its calibration: draws too high", "uncertified": "is uncertified: its"}
+    for command in (["sample", *draw], ["correct", *draw], ["report", str(folder)]):
+        assert main([*command, "--json"]) == 0
+        captured = capsys.readouterr()
+        assert json.loads(captured.out)["calibration"] == fault
+        assert captured.err.count("\n") == 1 and captured.err.startswith("vfm-inverse: warning: ")
+        assert said[fault] in captured.err
+    with xr.open_dataset(tmp_path / "draws.nc") as stored:
+        assert stored.attrs["calibration_verdict"] == fault
+        assert ("calibration_card" in stored.attrs) == (fault == "fail")
+    # Who calibrates it is not told to calibrate it; from then on it is certified.
+    sizes = ["--num-simulations", "40", "--num-draws", "19"]
+    assert main(["calibrate", str(folder), *sizes, "--json"]) == 0
+    assert capsys.readouterr().err == ""
+    assert main(["sample", *draw]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == "" and "calibration of the map: pass" in captured.out
+
+
+def test_an_observation_out_of_range_is_pointed_out(
+    run: Path, observation: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    far = xr.load_dataset(observation)
+    far["observed"][1] += 1000.0
+    far.to_netcdf(tmp_path / "far.nc")
+    command = ["sample", str(run), str(tmp_path / "far.nc"), "--out", str(tmp_path / "draws.nc")]
+    assert main(command) == 0
+    warned = capsys.readouterr().err
+    assert warned.count("\n") == 1
+    assert "warning: 1 of 2 observations lie outside the range of the certified" in warned
 
 
 def test_report_writes_the_page_again(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -203,7 +257,7 @@ def test_the_command_line_wins_over_the_file(settings: Path) -> None:
     options = ["--steps", "9", "--seed", "7", "--set", "problem.sigma=0.5"]
     options += ["--set", "model.adapter=full"]
     command = ["train", str(settings), "--out", "unused", *options]
-    config = cli.settings_of(cli.build_parser().parse_args(command))
+    config = cli.settings_of(cli.build_parser(cli.SUBCOMMANDS).parse_args(command))
     assert config.fit["steps"] == 9
     assert config.fit["seed"] == config.model["seed"] == 7
     assert config.problem_kwargs == {"dim": 3, "obs_dim": 2, "sigma": 0.5}
@@ -211,7 +265,7 @@ def test_the_command_line_wins_over_the_file(settings: Path) -> None:
 
 
 def test_only_train_leaves_seed_and_device_to_the_settings(settings: Path) -> None:
-    parse = cli.build_parser().parse_args
+    parse = cli.build_parser(cli.SUBCOMMANDS).parse_args
     for command in (["calibrate", "run"], ["report", "run"], ["demo"]):
         args = parse(command)
         assert (args.seed, args.device) == (0, "auto")

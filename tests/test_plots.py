@@ -53,17 +53,18 @@ def test_every_calibration_figure_makes_a_file(
 
 def test_rank_ecdf_draws_the_band_and_marks_what_leaves_it() -> None:
     axes = plots.rank_ecdf(GOOD).axes[0]
-    assert "0 of 11" in axes.get_title(loc="left")
+    count = GOOD.sizes["quantity"]
+    assert f"0 of {count}" in axes.get_title(loc="left")
     assert not lines(axes, plots.VERMILION)
     curves = [line.get_ydata() for line in lines(axes, plots.BLUE)]
-    assert len(curves) == 11
+    assert len(curves) == count
     np.testing.assert_allclose(curves[0][1:-1], GOOD.ecdf_difference[0])
     vertices = axes.collections[0].get_paths()[0].vertices
     assert vertices[:, 1].max() == pytest.approx(GOOD.ecdf_upper.max().item())
 
     axes = plots.rank_ecdf(NARROW).axes[0]
     failing = int((NARROW.p_adjusted <= 0.05).sum())
-    assert failing >= 5 and f"{failing} of 11" in axes.get_title(loc="left")
+    assert failing >= 5 and f"{failing} of {count}" in axes.get_title(loc="left")
     worst = NARROW.quantity.values[np.lexsort((-NARROW.chi2_per_dof, NARROW.p_adjusted))[0]]
     assert lines(axes, plots.VERMILION)[0].get_label() == worst
 
@@ -79,11 +80,17 @@ def test_histograms_come_worst_first_and_average_to_one() -> None:
 
 
 def test_coverage_of_narrow_draws_lies_below_the_diagonal() -> None:
-    curve, zoom = plots.coverage_curve(NARROW).axes
+    curve, zoom, dense = plots.coverage_curve(NARROW).axes
     everywhere = lines(curve, plots.BLACK)[-1]
     assert (everywhere.get_ydata() < everywhere.get_xdata()).all()
     np.testing.assert_allclose(
         lines(zoom, plots.BLACK)[-1].get_ydata(), everywhere.get_ydata() - everywhere.get_xdata()
+    )
+    regions = NARROW.hpd_coverage_map.mean(["row", "column"]) - NARROW.level
+    np.testing.assert_allclose(lines(dense, plots.BLACK)[-1].get_ydata(), regions)
+    assert zoom.get_ylim() == dense.get_ylim()
+    assert (
+        len(plots.coverage_curve(NARROW.drop_vars(["hpd_coverage", "hpd_coverage_map"])).axes) == 2
     )
 
 
@@ -91,15 +98,25 @@ def test_maps_show_the_values_and_the_axes_of_the_field() -> None:
     labelled = GOOD.assign_coords(row=10.0 + np.arange(6), column=np.arange(8.0))
     labelled.column.attrs["units"] = "km"
     labelled.crps_map.attrs["units"] = "K"
-    panels = plots.calibration_maps(labelled, level=0.5).axes[:4]
+    panels = plots.calibration_maps(labelled, level=0.5).axes[:6]
     mesh = panels[0].collections[0]
     np.testing.assert_allclose(mesh.get_array(), GOOD.coverage_map.sel(level=0.5))
     low, high = mesh.get_clim()
     assert (low + high) / 2 == pytest.approx(0.5)  # white is the stated probability
-    assert panels[0].get_xlabel() == "column [km]"
+    np.testing.assert_allclose(
+        panels[1].collections[0].get_array(), GOOD.hpd_coverage_map.sel(level=0.5)
+    )
+    assert panels[3].get_xlabel() == "column [km]" and panels[0].get_xlabel() == ""
     assert panels[0].get_ylim()[0] < panels[0].get_ylim()[1]
-    assert "CRPS [K]" in panels[3].get_title(loc="left")
-    assert len(plots.calibration_maps(VECTOR).axes) == 4
+    assert "CRPS [K]" in panels[5].get_title(loc="left")
+    assert len(plots.calibration_maps(VECTOR).axes) == 6
+    old = labelled.drop_vars(["hpd_coverage", "hpd_coverage_map"])
+    assert "CRPS [K]" in plots.calibration_maps(old).axes[3].get_title(loc="left")
+
+
+def test_no_colour_stands_for_a_share_above_one() -> None:
+    mesh = plots.calibration_maps(NARROW).axes[0].images[0]
+    assert mesh.norm.vmax == 1.0 and mesh.norm(0.9) == pytest.approx(0.5)
 
 
 def test_gallery_shows_truth_observation_mean_std_and_draws(tmp_path: Path) -> None:

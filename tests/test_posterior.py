@@ -14,6 +14,7 @@ from torch import Tensor
 import vfm_inverse as vi
 from vfm_inverse import problems
 from vfm_inverse.adapter import FAMILIES
+from vfm_inverse.card import CalibrationWarning
 from vfm_inverse.correction.target import Target
 from vfm_inverse.objective import Objective
 from vfm_inverse.posterior import CHUNK_NUMBERS, VariationalFlowMap
@@ -212,9 +213,8 @@ def test_an_observation_far_from_training_warns_with_its_distance() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         vfm(y)
-    with pytest.warns(
-        UserWarning, match=r"1 of 50 observations lie outside .* farthest at \d+\.\d\d times"
-    ):
+    text = r"1 of 50 observations lie outside .* farthest .index \d+. at \d+\.\d times its edge"
+    with pytest.warns(CalibrationWarning, match=text):
         vfm(torch.cat([y[1:], 100 * y[:1].sign()]))
 
 

@@ -13,6 +13,7 @@ import xarray as xr
 
 from vfm_inverse import gallery, report
 from vfm_inverse.calibration import from_draws
+from vfm_inverse.card import Card
 from vfm_inverse.report import write_report
 
 
@@ -54,6 +55,7 @@ class Page(HTMLParser):
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the pictures, which take most of the time."""
+    monkeypatch.setattr(report, "_figures", lambda calibration: dict.fromkeys(report.TEXTS))
     monkeypatch.setattr(report, "_picture", lambda *args: {"title": args[1]})
 
 
@@ -63,12 +65,25 @@ def test_the_page_of_a_good_posterior(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
     page = Page(path.read_text())
     assert page.open == [] and page.outside == []
-    assert len(page.pictures) == 4
+    assert len(page.pictures) == 7
     assert all(picture.startswith(b"\x89PNG") for picture in page.pictures)
     body = page.text[page.text.index("Calibration report") :]
     assert body[1] == "No sign of miscalibration:"
     assert body[2] == result.attrs["reason"] + "."
     assert "What to do" not in page.text
+    # The key figures come next, and the words of each picture before the tables.
+    count = result.sizes["quantity"]
+    assert body[3:5] == [f"{count} of {count}", "quantities with uniform ranks"]
+    titles = [
+        "Ranks of the truth",
+        "Coverage of intervals",
+        "Joint coverage",
+        "Where in the field",
+    ]
+    titles += ["Spread and error", "Scores against the baseline", "Rank histograms"]
+    titles += ["Quantities", "Scores", "Settings"]
+    assert [text for text in body if text in titles] == titles
+    assert body.count("How a fault looks.") == 7
     for name in result.quantity.values:
         assert name in page.text
 
@@ -87,14 +102,17 @@ def test_the_page_of_a_bad_posterior_says_what_to_do(
     result = checked(**fault)
     page = Page(write_report(tmp_path / "report.html", result).read_text())
     assert page.text[page.text.index("Calibration report") + 1] == "Not calibrated:"
-    advice = page.text[page.text.index("What to do") + 1 :]
-    assert any(line.startswith(words) for line in advice)
+    advice = page.text[page.text.index("What to do") + 1 : page.text.index("Ranks of the truth")]
+    assert words in advice
+    for way in ("the ladder", "more training", "a richer family"):
+        assert way in advice
+    assert any("correction.auto" in line for line in advice)
     # The worst quantity heads the table, with its figures.
     worst = result.attrs["reason"].split("'")[1]
-    header = page.text.index("CRPS", page.text.index("Quantities"))
+    header = page.text.index("in 90 %", page.text.index("Quantities")) + 1
     assert page.text[header + 1] == worst
     offset = result["offset"].sel(quantity=worst).item()
-    assert f"{offset:+.2f}" in page.text[header + 1 : header + 9]
+    assert f"{offset:+.2f}" in page.text[header + 1 : header + 10]
 
 
 def test_history_figures_provenance_and_escaping(tmp_path: Path) -> None:
@@ -112,11 +130,74 @@ def test_history_figures_provenance_and_escaping(tmp_path: Path) -> None:
         )
     html = path.read_text()
     page = Page(html)
-    assert len(page.pictures) == 6
+    assert len(page.pictures) == 9
     assert "<script>" not in html and "<b>" not in html
     assert "<script>alert(1)</script>" in page.text and "A <b>run</b>" in page.text
     assert "Two & more" in page.text and "0.333333" in page.text
     assert re.search(r"coverage at 90 %.*?8\d|9\d", html, re.S)
+
+
+def test_a_report_of_an_older_version_is_enough(tmp_path: Path) -> None:
+    """Without joint test, density regions, scores with baseline, spread over error."""
+    result = checked(scale=0.6)
+    new = ("density", "hpd", "tarp", "score_", "baseline", "skill", "spread_skill")
+    keep = {"skill_map"}
+    gone = [n for n in result if str(n).startswith(new) and n not in keep]
+    assert len(gone) >= 15
+    old = result.drop_vars(gone).drop_dims(["score", "tarp_set"])
+    for name in ("num_tests", "families", "baseline"):
+        del old.attrs[name]
+    page = Page(write_report(tmp_path / "report.html", old).read_text())
+    assert page.open == [] and len(page.pictures) == 5
+    assert "Joint coverage" not in page.text and "Scores against the baseline" not in page.text
+    assert "energy score" in page.text  # in the list that then stands for the table
+    assert "Draws too narrow" in page.text
+
+
+def test_scores_are_told_against_the_baseline(tmp_path: Path, undrawn: None) -> None:
+    result = checked()
+    page = Page(write_report(tmp_path / "report.html", result).read_text())
+    at = page.text.index("this posterior")
+    assert page.text[at + 1 : at + 4] == ["baseline", "skill", "CRPS"]
+    one = result.sel(score="crps")
+    value, skill = one.score_value.item(), 100 * one.skill.item()
+    assert page.text[at + 4] == f"{value:.4g} ± {one.score_error.item():.2g}"
+    assert page.text[at + 5] == f"{one.baseline_score.item():.4g}"
+    assert page.text[at + 6] == f"{skill:+.1f} ± {100 * one.skill_error.item():.1f} %"
+
+
+def test_the_card_is_shown_once_and_not_as_json(tmp_path: Path, undrawn: None) -> None:
+    card = Card(
+        "pass",
+        "because",
+        {"crps": 0.25},
+        200,
+        39,
+        0.05,
+        7,
+        "test",
+        "own",
+        "Blur",
+        "a1",
+        "b2",
+        "c3",
+        {"y": [-3.0, 4.5], "sigma": [0.1, 0.5]},
+        0.001,
+        "9.9",
+    )
+    told = {"calibration_card": card.to_json(), "calibration_verdict": "pass", "seed": 7}
+    page = Page(write_report(tmp_path / "a.html", checked(), provenance=told).read_text())
+    at = page.text.index("Calibration card")
+    rows = dict(zip(page.text[at + 2 :: 2], page.text[at + 3 :: 2], strict=False))
+    assert rows["weights SHA-256"] == "c3" and rows["figures"] == "crps 0.25"
+    assert rows["valid range"] == "y from -3 to 4.5, sigma from 0.1 to 0.5"
+    assert not any("{" in text for text in page.text)
+    assert "out of date" not in page.text
+    told["weights_sha256"] = "d4"  # trained on since
+    stale = Page(write_report(tmp_path / "c.html", checked(), provenance=told).read_text())
+    assert stale.text[stale.text.index("out of date") + 1].startswith("the map has other weights")
+    plain = Page(write_report(tmp_path / "b.html", checked()).read_text())
+    assert "Calibration card" not in plain.text
 
 
 def test_a_failed_write_leaves_the_old_page(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vfm_inverse.card import Card, physics_fingerprint, warn_unless_certified
 from vfm_inverse.files import replacing
 
 if TYPE_CHECKING:
@@ -22,8 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["load", "read", "save", "write"]
 
-FORMAT = 1
-"""Version of the layout; a file of another version is refused."""
+FORMAT = 2
+"""Version of the layout: 1 has a verdict where 2 has the calibration card. Both are read, others
+are refused."""
 
 
 def write(
@@ -65,10 +68,10 @@ def read(
                 raise ValueError(
                     f"{path} is a safetensors file, but not a checkpoint of vfm_inverse"
                 )
-            if number != str(FORMAT):
+            if number not in map(str, range(1, FORMAT + 1)):
                 raise ValueError(
                     f"{path} has checkpoint format {number}; this version of vfm_inverse reads "
-                    f"format {FORMAT}"
+                    f"formats up to {FORMAT}"
                 )
             if metadata["kind"] != kind:
                 raise ValueError(
@@ -85,9 +88,10 @@ def read(
 
 
 def save(vfm: VariationalFlowMap, path: str | Path) -> None:
-    """Write a map: weights, whitening, Gaussian start, features, and how to rebuild its
-    problem."""
-    write(path, vfm.state_dict(), "model", {"config": vfm.config, "verdict": vfm.verdict})
+    """Write a map: weights, whitening, Gaussian start, features, how to rebuild its problem, and
+    its calibration card."""
+    card = None if vfm.card is None else asdict(vfm.card)
+    write(path, vfm.state_dict(), "model", {"config": vfm.config, "card": card})
 
 
 def load(
@@ -95,6 +99,8 @@ def load(
     problem: InverseProblem | None = None,
     device: str | torch.device = "cpu",
     whitening: Whitening | None = None,
+    *,
+    warn: bool = True,
 ) -> VariationalFlowMap:
     """Read a map that :meth:`VariationalFlowMap.save` wrote.
 
@@ -104,10 +110,15 @@ def load(
             since physics of your own cannot be stored.
         device: where to put it.
         whitening: one of the kind it was built with, if that was a class of your own.
+        warn: whether to warn of a map that is uncertified or failed its calibration.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: not a readable checkpoint, or it does not fit the problem.
+
+    Warns:
+        CalibrationWarning: the map failed its calibration, or was not checked with these weights
+            and this physics.
     """
     from vfm_inverse.build import rebuild
 
@@ -125,5 +136,10 @@ def load(
         vfm.load_state_dict(tensors)
     except RuntimeError as error:
         raise ValueError(f"{path} does not fit the problem: {error}") from error
-    vfm.verdict = header["verdict"]
+    card = header.get("card")  # a verdict of format 1 does not say of which weights it is
+    if card is not None and card["physics_sha256"] == physics_fingerprint(problem):
+        vfm.card = Card(**card)
+    if warn:
+        other = card is not None and vfm.card is None
+        warn_unless_certified(vfm, f"'{path}'" + " (certified for another physics)" * other)
     return vfm

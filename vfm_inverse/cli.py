@@ -16,16 +16,21 @@ import argparse
 import json
 import sys
 import tomllib
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vfm_inverse import __version__
+from vfm_inverse.arguments import build_parser
+from vfm_inverse.card import CalibrationWarning, standing
 from vfm_inverse.config import RunConfig, check_keys, read_config
 
 if TYPE_CHECKING:
     from xarray import Dataset
+
+    from vfm_inverse.posterior import VariationalFlowMap
 
 __all__ = ["main"]
 
@@ -36,9 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the arguments; those of the process when missing.
     """
-    args = build_parser().parse_args(argv)
+    args = build_parser(SUBCOMMANDS).parse_args(argv)
     try:
-        return int(args.run(args))
+        with plain_warnings():
+            return int(args.run(args))
     except KeyboardInterrupt:
         print("vfm-inverse: interrupted", file=sys.stderr)
         return 130
@@ -49,120 +55,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1 if isinstance(error, FloatingPointError) else 2
 
 
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Say what no calibration vouches for on a line of standard error each, whatever filters are
+    set."""
+
+    def show(message: Warning | str, category: type[Warning], *args: Any, **kwargs: Any) -> None:
+        if issubclass(category, CalibrationWarning):
+            print(f"vfm-inverse: warning: {message}", file=sys.stderr)
+        else:
+            ordinary(message, category, *args, **kwargs)
+
+    with warnings.catch_warnings():
+        ordinary, warnings.showwarning = warnings.showwarning, show
+        warnings.simplefilter("always", CalibrationWarning)
+        yield
+
+
 def one_line(error: BaseException) -> str:
     """The message of an error on one line; an operating system's error names its file."""
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.strerror}: '{error.filename}'"
     return " ".join(str(error).split()) or type(error).__name__
-
-
-# -------------------------------------------------------------------------------------------------
-# Arguments
-# -------------------------------------------------------------------------------------------------
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line."""
-    parser = argparse.ArgumentParser(
-        prog="vfm-inverse",
-        description="Calibrated posterior draws for inverse problems, with variational flow maps.",
-    )
-    parser.add_argument("--version", action="version", version=f"vfm-inverse {__version__}")
-    commands = parser.add_subparsers(title="subcommands", metavar="SUBCOMMAND", required=True)
-
-    output = argparse.ArgumentParser(add_help=False)
-    output.add_argument("--json", action="store_true", help="print one JSON object, no bar")
-    output.add_argument("--debug", action="store_true", help="show the traceback of an error")
-
-    def compute(seed: int | None = 0, device: str | None = "auto") -> argparse.ArgumentParser:
-        # A parser each: argparse shares the options of a parent, defaults included.
-        options = argparse.ArgumentParser(add_help=False)
-        options.add_argument("--seed", type=int, default=seed, help="of all draws (default: 0)")
-        options.add_argument(
-            "--device",
-            default=device,
-            help="'cpu', 'cuda', ..., or 'auto' (default): a GPU if any",
-        )
-        return options
-
-    def add(name: str, run: Any, summary: str, *options: Any) -> argparse.ArgumentParser:
-        parents = [*options, output]
-        sub = commands.add_parser(name, help=summary, description=summary, parents=parents)
-        sub.set_defaults(run=run)
-        return sub
-
-    add("problems", list_problems, "List the problems that come with the package.")
-
-    # Without defaults: what the command line leaves out, the settings file may say.
-    unset = compute(seed=None, device=None)
-    sub = add("train", train, "Train a map and check its calibration.", unset)
-    sub.add_argument("target", metavar="PROBLEM|CONFIG.toml", help="problem or settings")
-    sub.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder of the run")
-    sub.add_argument("--steps", type=positive, help="optimiser steps")
-    sub.add_argument("--batch-size", type=positive, help="simulations per step")
-    sub.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="SECTION.KEY=VALUE",
-        help="one more setting, as in the file: --set problem.size=64; may be repeated",
-    )
-    sub.add_argument("--resume", action="store_true", help="continue the run in the folder")
-
-    draw = "Draw from the posterior of an observation."
-    correction = "Draw, and correct the draws until their diagnostics are satisfied."
-    for name, run, summary, num in (
-        ("sample", sample, draw, 1000),
-        ("correct", correct, correction, 1024),
-    ):
-        sub = add(name, run, summary, compute())
-        sub.add_argument("folder", type=Path, metavar="RUN", help="folder of a trained run")
-        sub.add_argument("observation", type=Path, metavar="OBS.nc", help="what was observed")
-        sub.add_argument(
-            "-n", "--num-draws", type=positive, default=num, help=f"draws (default: {num})"
-        )
-        sub.add_argument(
-            "--out", type=Path, required=True, metavar="POST.nc", help="file to write"
-        )
-
-    sub = add("calibrate", calibrate, "Check the calibration of a trained map.", compute())
-    sub.add_argument("folder", type=Path, metavar="RUN", help="folder of a trained run")
-    sub.add_argument(
-        "--num-simulations", type=positive, default=1000, help="simulated truths (default: 1000)"
-    )
-    sub.add_argument(
-        "--num-draws", type=positive, default=1000, help="draws for each of them (default: 1000)"
-    )
-    sub.add_argument(
-        "--strict", action="store_true", help="exit with 1 when the verdict is 'fail'"
-    )
-
-    sub = add("report", report, "Write the report page of a run from its files.", compute())
-    sub.add_argument("folder", type=Path, metavar="RUN", help="folder of a calibrated run")
-
-    sub = add("verify", verify, "Certify adjoint, derivatives and noise of an operator.")
-    sub.add_argument(
-        "target", nargs="?", metavar="OPERATOR|PROBLEM|module:object", help="what to verify"
-    )
-    sub.add_argument("--all", action="store_true", help="every operator of the package")
-    sub.add_argument("--seed", type=int, default=0, help="of the random directions (default: 0)")
-
-    sub = add("demo", demo, "Deblur photographs: train, sample, calibrate, draw.", compute())
-    sub.add_argument(
-        "--out", type=Path, default=Path("runs/demo"), help="folder to write (default: runs/demo)"
-    )
-    sub.add_argument(
-        "--steps", type=positive, help="optimiser steps, for a shorter or longer demo"
-    )
-    return parser
-
-
-def positive(text: str) -> int:
-    """Argparse type: an integer of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1; got {value}")
-    return value
 
 
 # -------------------------------------------------------------------------------------------------
@@ -230,8 +144,9 @@ def sample(args: argparse.Namespace) -> int:
     save_netcdf(to_xarray(draws, problem, y, params=params, provenance=provenance), args.out)
     done = {"draws": args.num_draws, "observations": len(y), "file": str(args.out)}
     if args.json:
-        return emit(done)
+        return emit(done | shown_standing(vfm))
     print(f"{done['draws']} draws for {done['observations']} observation(s) in {done['file']}")
+    print(f"calibration of the map: {standing(vfm)[0]}")
     return 0
 
 
@@ -256,10 +171,11 @@ def correct(args: argparse.Namespace) -> int:
         "file": str(args.out),
     }
     if args.json:
-        return emit(done)
+        return emit(done | shown_standing(vfm))
     for i, note in enumerate(ensemble.notes):
         print(f"observation {i}: {note}")
     print(f"{args.num_draws} draws for {len(y)} observation(s) in {args.out}")
+    print(f"calibration of the map, before correction: {standing(vfm)[0]}")
     return 0
 
 
@@ -268,7 +184,8 @@ def calibrate(args: argparse.Namespace) -> int:
     from vfm_inverse.runs import calibrate_run, open_run
     from vfm_inverse.training import resolve_device
 
-    vfm, problem = open_run(args.folder, resolve_device(args.device))
+    # That it was not checked yet is why it is checked now.
+    vfm, problem = open_run(args.folder, resolve_device(args.device), warn=False)
     checked = calibrate_run(
         args.folder,
         vfm,
@@ -291,7 +208,7 @@ def report(args: argparse.Namespace) -> int:
     checked = open_calibration(args.folder)
     page = report_run(args.folder, vfm, problem, checked, seed=args.seed)
     if args.json:
-        return emit({"report": str(page)})
+        return emit({"report": str(page)} | shown_standing(vfm))
     print(page)
     return 0
 
@@ -323,6 +240,18 @@ def demo(args: argparse.Namespace) -> int:
     sizes = {} if args.steps is None else {"steps": args.steps}
     figures = run_demo(args.out, seed=args.seed, device=args.device, quiet=args.json, **sizes)
     return emit(figures) if args.json else 0
+
+
+SUBCOMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "problems": list_problems,
+    "train": train,
+    "sample": sample,
+    "correct": correct,
+    "calibrate": calibrate,
+    "report": report,
+    "verify": verify,
+    "demo": demo,
+}
 
 
 # -------------------------------------------------------------------------------------------------
@@ -376,6 +305,12 @@ def conclude(args: argparse.Namespace, checked: Dataset, folder: Path) -> int:
     print(f"energy score    {result['energy_score']:.4g}")
     print(f"written to      {folder}")
     return 0
+
+
+def shown_standing(vfm: VariationalFlowMap) -> dict[str, str]:
+    """Verdict on the map as it is, for machines."""
+    verdict, reason = standing(vfm)
+    return {"calibration": verdict, "calibration_reason": reason}
 
 
 def emit(result: dict[str, Any]) -> int:

@@ -19,22 +19,16 @@ from torch import Tensor, nn
 
 from vfm_inverse.gaussian import ContractedNormal
 from vfm_inverse.networks import fresh_mlp
-from vfm_inverse.stations import TableScale, is_table, row_columns, summary
+from vfm_inverse.stations import TableScale, row_columns
 from vfm_inverse.whitening import FittedBuffers
 
-__all__ = ["FieldEncoder", "FieldFeatures", "TrainedRange", "VectorEncoder", "VectorFeatures"]
+__all__ = ["FieldEncoder", "FieldFeatures", "VectorEncoder", "VectorFeatures"]
 
 
 def flatten(y: Tensor, params: Mapping[str, Tensor]) -> Tensor:
     """An observation and its parameters, by name, as one vector each: ``(n, size)``."""
     parts = [y, *(params[name] for name in sorted(params))]
     return torch.cat([part.reshape(part.shape[0], -1) for part in parts], 1)
-
-
-def numbers(y: Tensor, params: Mapping[str, Tensor]) -> Tensor:
-    """What the range of training is measured on, ``(n, size)``."""
-    shapes = {name: value.shape[1:] for name, value in params.items()}
-    return summary(y, params) if is_table(y.shape[1:], shapes) else flatten(y, params)
 
 
 class VectorFeatures(FittedBuffers):
@@ -180,37 +174,6 @@ class FieldFeatures(FittedBuffers):
                 planes = flat.reshape(*flat.shape, *[1] * len(spatial))
                 channels.append(planes.expand(*flat.shape, *spatial))
         return torch.cat(channels, 1)
-
-
-class TrainedRange(FittedBuffers):
-    """How far an observation lies from those of training, in units of the farthest of them.
-
-    Looked at are all numbers of an observation and its parameters; of a table of stations, what
-    :func:`~vfm_inverse.stations.summary` says of it.
-    """
-
-    center: Tensor
-    spread: Tensor
-    farthest: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("center", torch.zeros(()))
-        self.register_buffer("spread", torch.ones(()))
-        self.register_buffer("farthest", torch.full((), math.inf))
-
-    def fit(self, y: Tensor, params: Mapping[str, Tensor]) -> None:
-        """Fit centre and spread on simulations."""
-        raw = numbers(y, params)
-        self.center, self.spread = raw.mean(0), raw.std(0).clamp_min(1e-6)
-        self.farthest.fill_(1.0)
-        self.farthest = self.distance(y, params).max()
-
-    def distance(self, y: Tensor, params: Mapping[str, Tensor]) -> Tensor:
-        """Root mean square of the standardised numbers over its largest value in training,
-        ``(n,)``."""
-        scaled = (numbers(y, params) - self.center) / self.spread
-        return scaled.square().mean(1).sqrt() / self.farthest
 
 
 class VectorEncoder(nn.Module):

@@ -60,7 +60,7 @@ def to_xarray(
         problem: whose labels are used.
         y: the observations ``(batch, *observation)``, to be written beside the draws.
         params: their parameters.
-        provenance: further attributes, for example those of the trained map, and the seed.
+        provenance: further attributes: ``vfm.provenance()``, with the card, and the seed.
 
     Raises:
         ValueError: shapes do not fit the problem.

@@ -117,19 +117,24 @@ def rank_histogram(report: xr.Dataset, max_panels: int = 12) -> Figure:
 
 @styled
 def coverage_curve(report: xr.Dataset) -> Figure:
-    """How often central intervals hold the truth, against how often they say so.
+    """How often intervals hold the truth, against how often they say so; then the difference, for
+    central intervals and, where the report has them, for highest-density regions.
 
     Below the diagonal the draws are too narrow or misplaced, above it too wide.
 
     Args:
         report: From ``calibration.calibrate`` or ``from_draws``.
     """
-    figure, (curve, zoom) = new_figure((7.8, 3.2), 1, 2)
+    kinds = [("coverage", "central intervals")]
+    if "hpd_coverage" in report:
+        kinds.append(("hpd_coverage", "highest-density regions"))
+    figure, panels = new_figure((4.2 + 3.3 * len(kinds), 3.2), 1, 1 + len(kinds))
     level = report.level.values
     noise = 1.96 * np.sqrt(level * (1 - level) / report.attrs["num_simulations"])
     failing = _failing(report)
-    everywhere = report.coverage_map.mean([d for d in report.coverage_map.dims if d != "level"])
-    for axes, base in ((curve, 0.0), (zoom, level)):
+    drawn = [(panels[0], kinds[0][0], 0.0)]
+    drawn += [(axes, kind, level) for axes, (kind, _) in zip(panels[1:], kinds, strict=True)]
+    for axes, kind, base in drawn:
         stated = level - base
         axes.fill_between(
             level, stated - noise, stated + noise, color=PALE, lw=0, label="95 % noise"
@@ -137,26 +142,34 @@ def coverage_curve(report: xr.Dataset) -> Figure:
         axes.plot(level, stated, color=GREY, lw=0.8)
         for name in report.quantity.values:
             if name not in failing:
-                share = report["coverage"].sel(quantity=name)
+                share = report[kind].sel(quantity=name)
                 axes.plot(level, share - base, color=BLUE, lw=0.8, alpha=0.6)
         if len(failing) < report.sizes["quantity"]:
             axes.plot([], [], color=BLUE, lw=0.8, label="quantities that pass")
         for name, color in zip(failing, ACCENTS, strict=False):
-            share = report["coverage"].sel(quantity=name)
+            share = report[kind].sel(quantity=name)
             axes.plot(level, share - base, color=color, lw=1.4, label=name)
+        everywhere = report[f"{kind}_map"]
+        everywhere = everywhere.mean([dim for dim in everywhere.dims if dim != "level"])
         axes.plot(
             level, everywhere - base, color=BLACK, lw=1.6, ls=(0, (4, 2)), label="field, mean"
         )
         axes.set(xlim=(0, 1), xlabel="stated probability")
-    curve.set(ylim=(0, 1), aspect="equal", ylabel="share of truths inside")
-    zoom.set_ylabel("share minus stated")
-    zoom.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    panels[0].set(ylim=(0, 1), aspect="equal", ylabel="share of truths inside")
+    panels[1].set_ylabel("share minus stated")
+    for axes, (_, title) in zip((panels[0], *panels[2:]), kinds, strict=True):
+        axes.set_title(title)
+    limits = [axes.get_ylim() for axes in panels[1:]]
+    for axes in panels[1:]:  # side by side, so on one scale
+        axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+    panels[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 
 @styled
 def calibration_maps(report: xr.Dataset, level: float = 0.9) -> Figure:
-    """Where in the field: coverage, spread over error, rank misfit, CRPS.
+    """Where in the field: coverage, spread over error, rank misfit, CRPS; with highest-density
+    coverage and bias where the report has the former.
 
     Args:
         report: From ``calibration.calibrate`` or ``from_draws``, of a field with at most two
@@ -176,31 +189,54 @@ def calibration_maps(report: xr.Dataset, level: float = 0.9) -> Figure:
         (report.chi2_per_dof_map, "rank chi2 / dof", 1.0, misfit - 1, "viridis"),
         (report.crps_map, f"CRPS{units}", None, 0.0, "viridis"),
     ]
+    if "hpd_coverage_map" in report:
+        dense = report.hpd_coverage_map.sel(level=level, method="nearest")
+        bias = report.bias_map / report.skill_map.where(report.skill_map > 0)
+        name = f"density coverage at {100 * level:.0f} %"
+        panels.insert(1, (dense, name, level, noise, "PuOr"))
+        panels.insert(3, (bias, "bias / error", 0.0, 3 / np.sqrt(num), "PuOr"))
     planes = [plane(values) for values, *_ in panels]
+    columns, rows = len(panels) // 2, 2
     if planes[0].ndim == 1:
-        figure, axes = new_figure((7.6, 3.8), 2, 2, sharex=True)
+        figure, axes = new_figure((3.8 * columns, 3.8), 2, columns, sharex=True)
     else:
         height, width = planes[0].shape
-        figure, axes = new_figure((10.6, 0.85 + min(6.0, 1.8 * height / width)), 1, 4)
-    for panel, values, (_, title, centre, width, cmap) in zip(axes, planes, panels, strict=True):
+        if len(panels) == 4:
+            columns, rows = 4, 1
+        side = min(6.0, 7.6 / columns * height / width)
+        figure, axes = new_figure((10.6, rows * (0.75 + side)), rows, columns)
+    for place, (panel, values, (_, title, centre, width, cmap)) in enumerate(
+        zip(axes, planes, panels, strict=True)
+    ):
         panel.set_title(title, fontsize=9)
         if values.ndim == 1:
             if centre is not None:
                 panel.axhspan(centre - width, centre + width, color=PALE, lw=0)
                 panel.axhline(centre, color=GREY, lw=0.8)
             style = "o" if values.size <= 32 else "-"
-            panel.plot(coordinate(values, 0), values, style, color=BLUE, ms=4, lw=1.2)
-            panel.set_xlabel(axis_label(values, 0) if panel in axes[2:] else "")
+            where = coordinate(values, 0)
+            panel.plot(where, values, style, color=BLUE, ms=4, lw=1.2)
+            if centre is not None:
+                outside = values.where(np.abs(values - centre) > width)
+                panel.plot(where, outside, style, color=VERMILION, ms=4, lw=1.2)
+            panel.margins(y=0.12)
+            panel.set_xlabel(axis_label(values, 0) if place >= columns else "")
             panel.locator_params(axis="x", integer=style == "o")
             continue
         limits: dict[str, Any] = {}
         if cmap == "PuOr" and centre is not None:
             reach = max(2 * width, float(np.nanmax(np.abs(values - centre), initial=0)))
             limits = {"vmin": centre - reach, "vmax": centre + reach}
+            if "coverage" in title and centre + reach > 1:  # white stays at the stated share
+                from matplotlib.colors import TwoSlopeNorm
+
+                limits = {"norm": TwoSlopeNorm(centre, centre - reach, 1.0)}
         drawn = image(panel, values, cmap=cmap, **limits)
         figure.colorbar(drawn, cax=panel.inset_axes((1.03, 0.0, 0.05, 1.0)))
-        if panel is not axes[0]:
+        if place % columns:
             panel.set(ylabel="", yticklabels=[])
+        if place < len(panels) - columns:
+            panel.set(xlabel="", xticklabels=[])
     return figure
 
 

@@ -33,11 +33,13 @@ from vfm_inverse.adapter import (
     standardize,
     unstandardize,
 )
-from vfm_inverse.encoders import FieldFeatures, TrainedRange, VectorFeatures
+from vfm_inverse.card import CalibrationWarning, Card, standing, weights_fingerprint
+from vfm_inverse.encoders import FieldFeatures, VectorFeatures
 from vfm_inverse.flow_map import ConditionedMap, FlowMap
 from vfm_inverse.gaussian import ContractedNormal
 from vfm_inverse.operator_start import GaussianStart
 from vfm_inverse.stations import StationFeatures
+from vfm_inverse.validity import ValidRange
 from vfm_inverse.whitening import Whitening
 
 if TYPE_CHECKING:
@@ -176,6 +178,11 @@ class VariationalFlowMap(nn.Module):
             around them (physics, densities, linear algebra) and every correction as before.
         config: how :meth:`for_problem` was called, for the checkpoint.
 
+    Attributes:
+        card: what the calibration of this map found (:func:`vfm_inverse.card.certify`), or
+            ``None``.
+        range: of the observations that it was trained or, with a card, checked on.
+
     :meth:`for_problem` makes all of these from a problem.
     """
 
@@ -214,14 +221,14 @@ class VariationalFlowMap(nn.Module):
         self.whitening = whitening
         self.features = features
         self.start = start
-        self.range = TrainedRange()
+        self.range = ValidRange()
         self.observation_shape = observation_shape
         self.param_shapes = dict(param_shapes)
         self.observation = observation
         self.steps = steps
         self.precision = precision
         self.config = dict(config or {})
-        self.verdict: dict[str, Any] = {}
+        self.card: Card | None = None
 
     @property
     def flow_map(self) -> FlowMap:
@@ -255,7 +262,8 @@ class VariationalFlowMap(nn.Module):
                 finite.
 
         Warns:
-            UserWarning: an observation lies outside the range of the training simulations.
+            CalibrationWarning: an observation lies outside the range that was checked (without a
+                card: of the training simulations), see :mod:`vfm_inverse.validity`.
         """
         y, params, batched = self.batch(y, params)
         answer = self.answer(self.condition(y, params))
@@ -335,12 +343,18 @@ class VariationalFlowMap(nn.Module):
         save(self, path)
 
     def provenance(self) -> dict[str, str | int | float]:
-        """What a data set made with this map should say about it."""
+        """What a data set made with this map should say about it, its card included."""
+        verdict, reason = standing(self)
+        card = None if verdict == "uncertified" else self.card
+        held = {} if card is None else {"calibration_card": card.to_json()}
         return {
             "observation_enters": self.observation,
             "flow_map_steps": self.steps,
             "model": json.dumps(self.config, sort_keys=True),
-            **self.verdict,
+            "weights_sha256": weights_fingerprint(self),
+            "calibration_verdict": verdict,
+            "calibration_reason": reason,
+            **held,
         }
 
     def _check(self, y: Tensor, params: Mapping[str, Tensor]) -> None:
@@ -371,12 +385,7 @@ class VariationalFlowMap(nn.Module):
                     "that are not. "
                     "Missing data belong into labelled observations, where NaN means not observed"
                 )
-        distance = self.range.distance(y, params)
-        if (distance > 1).any():
-            warnings.warn(
-                f"{int((distance > 1).sum())} of {len(distance)} observations lie outside the "
-                "range of the training "
-                f"simulations, the farthest at {float(distance.max()):.2f} times the largest "
-                "distance seen there",
-                stacklevel=3,
-            )
+        simulations = "certified simulations" if self.card else "training simulations"
+        if (complaint := self.range.complaint(y, params, simulations)) is not None:
+            # Behind the two frames of nn.Module's call is whose observation it is.
+            warnings.warn(complaint, CalibrationWarning, stacklevel=6)

@@ -2,7 +2,7 @@
 
 ========================  =======================================================
 ``config.json``           the settings, see :mod:`vfm_inverse.config`
-``model.safetensors``     the trained map with its calibration verdict
+``model.safetensors``     the trained map with its calibration card
 ``training.safetensors``  what an interrupted training continues from
 ``log.csv``               loss terms and health figures by step
 ``calibration.nc``        ranks, coverage, scores and the verdict
@@ -23,6 +23,7 @@ import xarray as xr
 
 from vfm_inverse import checkpoint, problems
 from vfm_inverse.calibration import calibrate
+from vfm_inverse.card import certify
 from vfm_inverse.gallery import posterior_gallery, posterior_scatter
 from vfm_inverse.labelled import save_netcdf
 from vfm_inverse.posterior import VariationalFlowMap
@@ -51,13 +52,14 @@ LOG, CALIBRATION, REPORT = "log.csv", "calibration.nc", "report.html"
 
 
 def open_run(
-    folder: str | Path, device: str | torch.device = "cpu"
+    folder: str | Path, device: str | torch.device = "cpu", *, warn: bool = True
 ) -> tuple[VariationalFlowMap, InverseProblem]:
     """The trained map of a run and its problem.
 
     Args:
         folder: of the run.
         device: where to put both.
+        warn: whether to warn of a map that is uncertified or failed its calibration.
 
     Raises:
         FileNotFoundError: there is no trained map in the folder.
@@ -71,7 +73,7 @@ def open_run(
             f"'{path}' was trained on a problem of your own; only Python can rebuild that"
         )
     problem = problems.load(stored["name"], **stored["kwargs"])
-    return checkpoint.load(path, problem, device), problem
+    return checkpoint.load(path, problem, device, warn=warn), problem
 
 
 def calibrate_run(
@@ -83,7 +85,7 @@ def calibrate_run(
     progress: bool = False,
     **settings: Any,
 ) -> xr.Dataset:
-    """Check a map on held-out simulations; the verdict goes into its checkpoint too.
+    """Check a map on held-out simulations; its card goes into checkpoint and calibration.
 
     Args:
         folder: of the run.
@@ -92,13 +94,13 @@ def calibrate_run(
         progress: show a progress bar.
         settings: further arguments of :func:`vfm_inverse.calibration.calibrate`.
     """
-    vfm.verdict = {}  # an earlier verdict is not part of this map's provenance
-    provenance = vfm.provenance()
+    # An earlier card is not part of this map's provenance.
+    provenance = {k: v for k, v in vfm.provenance().items() if not k.startswith("calibration_")}
     checked = calibrate(
         vfm, problem, seed=seed, provenance=provenance, progress=progress, **settings
     )
+    checked.attrs["calibration_card"] = certify(vfm, problem, checked).to_json()
     save_netcdf(checked, Path(folder) / CALIBRATION)
-    vfm.verdict = {f"calibration_{key}": checked.attrs[key] for key in ("verdict", "reason")}
     vfm.save(Path(folder) / MODEL)
     return checked
 

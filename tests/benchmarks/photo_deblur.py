@@ -58,7 +58,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     vfm = (
         vi.VariationalFlowMap.for_problem(problem, width=args.width)
         if args.init is None
-        else vi.load(args.init, problem)
+        else vi.load(args.init, problem, warn=False)
     )
     figures["build_seconds"] = time.perf_counter() - begin
     figures["untrained" if args.init is None else "init"] = figures_of(

@@ -1,0 +1,120 @@
+"""The arguments of the command line; :mod:`vfm_inverse.cli` acts on them.
+
+Nothing here imports torch, so that ``--help`` does not wait for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from vfm_inverse import __version__
+
+__all__ = ["build_parser", "positive"]
+
+
+def build_parser(subcommands: Mapping[str, Callable[..., int]]) -> argparse.ArgumentParser:
+    """The parser of the whole command line.
+
+    Args:
+        subcommands: what runs each subcommand, by its name; it becomes the argument ``run``.
+    """
+    parser = argparse.ArgumentParser(
+        prog="vfm-inverse",
+        description="Calibrated posterior draws for inverse problems, with variational flow maps.",
+    )
+    parser.add_argument("--version", action="version", version=f"vfm-inverse {__version__}")
+    commands = parser.add_subparsers(title="subcommands", metavar="SUBCOMMAND", required=True)
+
+    output = argparse.ArgumentParser(add_help=False)
+    output.add_argument("--json", action="store_true", help="print one JSON object, no bar")
+    output.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+    def compute(seed: int | None = 0, device: str | None = "auto") -> argparse.ArgumentParser:
+        # A parser each: argparse shares the options of a parent, defaults included.
+        options = argparse.ArgumentParser(add_help=False)
+        options.add_argument("--seed", type=int, default=seed, help="of all draws (default: 0)")
+        options.add_argument(
+            "--device",
+            default=device,
+            help="'cpu', 'cuda', ..., or 'auto' (default): a GPU if any",
+        )
+        return options
+
+    def add(name: str, summary: str, *options: Any) -> argparse.ArgumentParser:
+        parents = [*options, output]
+        sub = commands.add_parser(name, help=summary, description=summary, parents=parents)
+        sub.set_defaults(run=subcommands[name])
+        return sub
+
+    add("problems", "List the problems that come with the package.")
+
+    # Without defaults: what the command line leaves out, the settings file may say.
+    unset = compute(seed=None, device=None)
+    sub = add("train", "Train a map and check its calibration.", unset)
+    sub.add_argument("target", metavar="PROBLEM|CONFIG.toml", help="problem or settings")
+    sub.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder of the run")
+    sub.add_argument("--steps", type=positive, help="optimiser steps")
+    sub.add_argument("--batch-size", type=positive, help="simulations per step")
+    sub.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="one more setting, as in the file: --set problem.size=64; may be repeated",
+    )
+    sub.add_argument("--resume", action="store_true", help="continue the run in the folder")
+
+    draw = "Draw from the posterior of an observation."
+    correction = "Draw, and correct the draws until their diagnostics are satisfied."
+    for name, summary, num in (("sample", draw, 1000), ("correct", correction, 1024)):
+        sub = add(name, summary, compute())
+        sub.add_argument("folder", type=Path, metavar="RUN", help="folder of a trained run")
+        sub.add_argument("observation", type=Path, metavar="OBS.nc", help="what was observed")
+        sub.add_argument(
+            "-n", "--num-draws", type=positive, default=num, help=f"draws (default: {num})"
+        )
+        sub.add_argument(
+            "--out", type=Path, required=True, metavar="POST.nc", help="file to write"
+        )
+
+    sub = add("calibrate", "Check the calibration of a trained map.", compute())
+    sub.add_argument("folder", type=Path, metavar="RUN", help="folder of a trained run")
+    sub.add_argument(
+        "--num-simulations", type=positive, default=1000, help="simulated truths (default: 1000)"
+    )
+    sub.add_argument(
+        "--num-draws", type=positive, default=1000, help="draws for each of them (default: 1000)"
+    )
+    sub.add_argument(
+        "--strict", action="store_true", help="exit with 1 when the verdict is 'fail'"
+    )
+
+    sub = add("report", "Write the report page of a run from its files.", compute())
+    sub.add_argument("folder", type=Path, metavar="RUN", help="folder of a calibrated run")
+
+    sub = add("verify", "Certify adjoint, derivatives and noise of an operator.")
+    sub.add_argument(
+        "target", nargs="?", metavar="OPERATOR|PROBLEM|module:object", help="what to verify"
+    )
+    sub.add_argument("--all", action="store_true", help="every operator of the package")
+    sub.add_argument("--seed", type=int, default=0, help="of the random directions (default: 0)")
+
+    sub = add("demo", "Deblur photographs: train, sample, calibrate, draw.", compute())
+    sub.add_argument(
+        "--out", type=Path, default=Path("runs/demo"), help="folder to write (default: runs/demo)"
+    )
+    sub.add_argument(
+        "--steps", type=positive, help="optimiser steps, for a shorter or longer demo"
+    )
+    return parser
+
+
+def positive(text: str) -> int:
+    """Argparse type: an integer of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1; got {value}")
+    return value

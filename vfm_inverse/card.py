@@ -1,0 +1,239 @@
+"""The calibration card: what was checked of a map, how, and with which result.
+
+A map is certified by the check of its posteriors against simulated truths
+(:func:`vfm_inverse.calibration.calibrate`).  The card says in a few lines of JSON what came out,
+for which physics, prior and weights, and in which range of observations; it travels in the
+checkpoint and, as text in the attributes, with every file of draws.  Whoever trains the map on has
+other weights, and the card no longer holds.
+
+Fingerprints are SHA-256 sums of names, shapes, types and bytes.  Of the physics: its description
+and its buffers, without those that a call sets (the parameters of the observation).  Of the data:
+256 prior samples of each split at seed 0.  Of the weights: all that the draws depend on, so the
+whitening and the Gaussian start too.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from vfm_inverse import __version__
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from torch import Tensor
+
+    from vfm_inverse.posterior import VariationalFlowMap
+    from vfm_inverse.problem import InverseProblem
+
+__all__ = [
+    "CalibrationWarning",
+    "Card",
+    "Standing",
+    "certify",
+    "data_fingerprint",
+    "physics_fingerprint",
+    "standing",
+    "warn_unless_certified",
+    "weights_fingerprint",
+]
+
+Standing = Literal["pass", "fail", "uncertified"]
+
+#: Prior samples of each split in the fingerprint of the data.
+SAMPLES = 256
+
+#: Fewest simulations that the edge of the range is fitted on.
+SIMULATIONS = 1000
+
+CERTIFY = "'vfm-inverse calibrate RUN', or calibration.calibrate and card.certify in Python"
+
+
+class CalibrationWarning(UserWarning):
+    """Draws that no calibration vouches for: the map is uncertified or failed, or the observation
+    lies outside the range that was checked."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a calibration found, of what, and where it holds.
+
+    Attributes:
+        verdict: ``"pass"`` or ``"fail"``.
+        reason: the verdict's sentence.
+        figures: the main figures of the check by name.
+        num_simulations, num_draws, alpha, seed, split: its settings.
+        problem, physics: name of the problem and description of its observation model.
+        physics_sha256, data_sha256, weights_sha256: fingerprints.
+        valid_range: smallest and largest number of ``y`` and of each parameter in the check.
+        false_alarm: probability with which a call warns although its observations are in range.
+        version: of the package.
+    """
+
+    verdict: str
+    reason: str
+    figures: dict[str, float]
+    num_simulations: int
+    num_draws: int
+    alpha: float
+    seed: int
+    split: str
+    problem: str
+    physics: str
+    physics_sha256: str
+    data_sha256: str
+    weights_sha256: str
+    valid_range: dict[str, list[float]]
+    false_alarm: float
+    version: str
+
+    def to_json(self) -> str:
+        """The card as text, keys in order."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read a card, as the attribute ``calibration_card`` of a file of draws holds it.
+
+        Raises:
+            ValueError: the text is no card.
+        """
+        try:
+            return cls(**json.loads(text))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"'text' must be a calibration card in JSON; {error}") from error
+
+
+def certify(vfm: VariationalFlowMap, problem: InverseProblem, report: xr.Dataset) -> Card:
+    """Give a map the card of its calibration, and the range that was checked.
+
+    The observations of the check are simulated once more from its seed (or more of them, up to
+    :data:`SIMULATIONS`, where it had fewer), for the edge of the range; no draws are made.
+
+    Args:
+        vfm: the map, with the weights that were checked; its ``card`` and ``range`` are set.
+        problem: of the check.
+        report: what :func:`vfm_inverse.calibration.calibrate` returned for the two.
+
+    Raises:
+        ValueError: ``report`` is no calibration by simulations, or of other weights.
+    """
+    from vfm_inverse.validity import FALSE_ALARM
+
+    attrs = report.attrs
+    if missing := [name for name in ("verdict", "seed", "split") if name not in attrs]:
+        raise ValueError(
+            f"'report' must come from calibration.calibrate; its attributes lack {missing}"
+        )
+    weights = weights_fingerprint(vfm)
+    if attrs.get("weights_sha256", weights) != weights:
+        raise ValueError("'report' must be of this map; it is of one with other weights")
+    num, seed, split = int(attrs["num_simulations"]), int(attrs["seed"]), attrs["split"]
+    _, y, params = problem.simulate(max(num, SIMULATIONS), split=split, seed=seed)
+    vfm.range.fit_edge(y, params)
+    vfm.card = Card(
+        verdict=str(attrs["verdict"]),
+        reason=str(attrs["reason"]),
+        figures=main_figures(report),
+        num_simulations=num,
+        num_draws=int(attrs["num_draws"]),
+        alpha=float(attrs["alpha"]),
+        seed=seed,
+        split=str(split),
+        problem=problem.name or "",
+        physics=problem.describe_physics(),
+        physics_sha256=physics_fingerprint(problem),
+        data_sha256=data_fingerprint(problem),
+        weights_sha256=weights,
+        valid_range={
+            name: [float(value.min()), float(value.max())]
+            for name, value in {"y": y, **params}.items()
+        },
+        false_alarm=FALSE_ALARM,
+        version=__version__,
+    )
+    return vfm.card
+
+
+def main_figures(report: xr.Dataset) -> dict[str, float]:
+    """The figures of a calibration that a card keeps."""
+    import numpy as np
+
+    figures = {
+        "smallest_p": report.p_adjusted.min(),
+        "coverage_50": report.coverage_map.sel(level=0.5).mean(),
+        "coverage_90": report.coverage_map.sel(level=0.9).mean(),
+        "crps": report.crps.mean(),
+        "energy_score": report.energy_score.mean(),
+        "spread_over_error": ((report.spread_map**2).mean() / (report.skill_map**2).mean()) ** 0.5,
+    }
+    if "tarp_p_adjusted" in report:
+        figures["joint_p"] = report.tarp_p_adjusted
+    if "skill" in report and np.isfinite(report.skill.sel(score="crps")):
+        figures["crps_skill"] = report.skill.sel(score="crps")
+    return {name: float(value) for name, value in figures.items()}
+
+
+def standing(vfm: VariationalFlowMap) -> tuple[Standing, str]:
+    """Verdict on a map as it is now, and why: ``"pass"``, ``"fail"`` or ``"uncertified"``."""
+    if vfm.card is None:
+        return "uncertified", "its calibration was never checked"
+    if vfm.card.weights_sha256 != weights_fingerprint(vfm):
+        return "uncertified", "its weights changed after its calibration was checked"
+    return "pass" if vfm.card.verdict == "pass" else "fail", vfm.card.reason
+
+
+def warn_unless_certified(vfm: VariationalFlowMap, name: str, stacklevel: int = 2) -> None:
+    """Warn when a map failed its calibration or was not checked as it is.
+
+    Args:
+        vfm: the map.
+        name: what to call it.
+        stacklevel: whose line the warning names, as in :func:`warnings.warn`.
+    """
+    verdict, reason = standing(vfm)
+    if verdict == "pass":
+        return
+    if verdict == "fail":
+        text = f"{name} failed its calibration: {reason}. Train it further, take a richer family, "
+        text += "or correct its draws (vfm_inverse.correction); its report says what may help"
+    else:
+        text = f"{name} is uncertified: {reason}. Check it with {CERTIFY}"
+    warnings.warn(text, CalibrationWarning, stacklevel=stacklevel + 1)
+
+
+def weights_fingerprint(vfm: VariationalFlowMap) -> str:
+    """SHA-256 of all that draws depend on; the range of validity is not part of it."""
+    tensors = {k: v for k, v in vfm.state_dict().items() if not k.startswith("range.")}
+    return _fingerprint(f"{vfm.observation} {vfm.steps}", tensors)
+
+
+def physics_fingerprint(problem: InverseProblem) -> str:
+    """SHA-256 of the physics: description and buffers, without parameters of the observation."""
+    buffers = {} if problem.physics is None else dict(problem.physics.named_buffers())
+    # deepinv's physics keeps what the latest call was given.
+    fixed = {k: v for k, v in buffers.items() if k.rpartition(".")[2] not in problem.param_shapes}
+    return _fingerprint(problem.describe_physics(), fixed)
+
+
+def data_fingerprint(problem: InverseProblem) -> str:
+    """SHA-256 of prior samples of either split, drawn with seed 0."""
+    splits: tuple[Literal["train", "test"], ...] = ("train", "test")
+    return _fingerprint(
+        "prior", {split: problem.sample_prior(SAMPLES, split=split, seed=0) for split in splits}
+    )
+
+
+def _fingerprint(text: str, tensors: Mapping[str, Tensor]) -> str:
+    import torch
+
+    total = sha256(text.encode())
+    for name, value in sorted(tensors.items()):
+        total.update(f"|{name} {tuple(value.shape)} {value.dtype}|".encode())
+        flat: Any = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        total.update(flat.data)
+    return total.hexdigest()

@@ -10,7 +10,7 @@ import pytest
 import torch
 import xarray as xr
 from torch import Tensor
-from torch.distributions import Distribution, MultivariateNormal
+from torch.distributions import Distribution, Independent, MultivariateNormal, Uniform
 
 from vfm_inverse import problems
 from vfm_inverse.calibration import calibrate, from_draws, posterior_sbc
@@ -94,6 +94,18 @@ def test_local_tests_find_the_place_of_the_fault() -> None:
     exact = calibrate(problem.reference_posterior, problem, 200, 40, local=True, joint=False)
     assert exact.attrs["families"] == "ranks, density, local"
     assert exact.local_global_p_value > 0.01 and exact.attrs["verdict"] == "pass"
+
+
+def test_local_tests_take_impossible_draws() -> None:
+    """Of draws that cannot have made the observation the log-likelihood is minus infinity."""
+    problem = problems.load("two-moons")
+    prior = Independent(Uniform(-torch.ones(2), torch.ones(2)), 1)
+
+    def ignorant(y: Tensor) -> Distribution:
+        return prior.expand((len(y),))
+
+    report = calibrate(ignorant, problem, 200, 40, local=True, joint=False)
+    assert report.local_global_p_adjusted <= 0.05
 
 
 def test_scores_and_skill_of_an_exact_posterior() -> None:

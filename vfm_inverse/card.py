@@ -209,7 +209,7 @@ def warn_unless_certified(vfm: VariationalFlowMap, name: str, stacklevel: int = 
 def weights_fingerprint(vfm: VariationalFlowMap) -> str:
     """SHA-256 of all that draws depend on; the range of validity is not part of it."""
     tensors = {k: v for k, v in vfm.state_dict().items() if not k.startswith("range.")}
-    return _fingerprint(f"{vfm.observation} {vfm.steps}", tensors)
+    return _fingerprint(f"{vfm.observation} {vfm.steps} {vfm.precision}", tensors)
 
 
 def physics_fingerprint(problem: InverseProblem) -> str:

@@ -41,14 +41,15 @@ def local_map(tally: Tally, num_null: int = 99) -> xr.Dataset:
         Dataset over ``simulation`` and ``local_axis``.
 
     Raises:
-        ValueError: A quantity is not finite, or too few draws.
+        ValueError: A quantity is not a number, or too few draws.
     """
     values = torch.from_numpy(tally.single["values"][tally.seen])  # (num, draws, quantities)
     features = torch.from_numpy(tally.single["features"][tally.seen]).to(values)
     if values.shape[1] < 3:
         raise ValueError(f"'num_draws' must be at least 2 for local tests; got {tally.num_draws}")
-    if not values.isfinite().all():
-        raise ValueError("local tests need finite quantities")
+    if values.isnan().any():
+        raise ValueError("local tests need quantities that are numbers; got NaN")
+    values = _finite(values)
     statistic, probability = null_statistics(
         values[:, 1],
         values[:, 0],
@@ -76,3 +77,14 @@ def local_map(tally: Tally, num_null: int = 99) -> xr.Dataset:
     for name, text in LONG_NAMES.items():
         result[name].attrs["long_name"] = text
     return result
+
+
+def _finite(values: torch.Tensor) -> torch.Tensor:
+    """Quantities ``(num, draws, quantities)`` with infinities, such as the log-likelihood of an
+    impossible draw, one range beyond the finite values."""
+    finite = values.isfinite()
+    low = torch.where(finite, values, torch.inf).amin((0, 1))
+    high = torch.where(finite, values, -torch.inf).amax((0, 1))
+    reach = (high - low).nan_to_num(0.0, 0.0, 0.0) + 1
+    low, high = (bound.nan_to_num(0.0, 0.0, 0.0) for bound in (low, high))
+    return torch.minimum(torch.maximum(values, low - reach), high + reach)

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
+from torch.distributions import Distribution, Independent, Normal
 
 from tests.benchmarks.power import (
     DESIGN,
     FAULTS,
     SIGMA,
-    energy_test,
+    fast_p_values,
+    kernel_test,
+    log_likelihood,
+    markdown,
     posterior_draws,
     rank_tests,
+    rates,
     simulate,
-    table,
+    slow_p_values,
     tarp_tests,
 )
+from vfm_inverse import InverseProblem, VariationalFlowMap, calibration, correction, problems
+from vfm_inverse.quantities import default_quantities
 
 
 def test_the_exact_posterior_is_that_of_the_joint_normal_law() -> None:
@@ -59,23 +71,151 @@ def test_a_lost_correlation_leaves_the_marginals() -> None:
     torch.testing.assert_close(lost.T.corrcoef(), torch.eye(4), atol=0.01, rtol=0)
 
 
-def test_exact_posteriors_pass_every_diagnostic_at_about_the_nominal_rate() -> None:
-    """Sixty repetitions: a rate of 0.05 has a standard error of 0.028."""
-    rates = table(60, 60, faults=["exact"], num_draws=30, seed=100)["exact"]
-    assert set(rates) >= {"TARP, with data", "L-C2ST", "energy distance"}
-    for name, rate in rates.items():
-        assert rate <= 0.05 + 3 * 0.028, f"{name} rejects {rate} of exact posteriors"
+# -- the table is what a user would get -----------------------------------------------------------
 
 
-def test_every_fault_is_caught_by_some_diagnostic_and_the_prior_needs_the_data() -> None:
+def test_repetitions_together_are_the_reports_one_by_one() -> None:
+    data = simulate("shift 0.3", 3 * 60, 99, 1)
+    found = rank_tests(*data, 3)
+    for number in range(3):
+        rows = slice(60 * number, 60 * (number + 1))
+        draws, truth, y = data[0][:, rows], data[1][rows], data[2][rows]
+        for which, density in {"": None, ", log-likelihood": log_likelihood}.items():
+            quantities = default_quantities((4,), density)
+            report = calibration.from_draws(draws, truth, y=y, quantities=quantities)
+            ecdf, chi2 = found["rank ECDF" + which][number], found["chi2" + which][number]
+            assert ecdf == pytest.approx(report.p_adjusted.min().item(), rel=1e-9)
+            smallest = report.chi2_p_value.min().item() * len(quantities)
+            assert chi2 == pytest.approx(min(1, smallest), rel=1e-9)
+            assert (report.attrs["verdict"] == "fail") == (ecdf <= 0.05)
+
+
+def test_the_coverage_test_is_about_the_coverage_of_the_report() -> None:
+    """Too narrow a posterior: the curve that the report shows lies below the diagonal."""
+    data = simulate("std x 0.8", 400, 99, 2)
+    report = calibration.from_draws(*data[:2], quantities=default_quantities((4,)))
+    below = (report.coverage.sel(level=[0.5, 0.9]) < report.level).all()
+    assert below and rank_tests(*data)["coverage"][0] < 1e-3
+
+
+def test_lines_of_the_table() -> None:
+    table = {"exact": {"a": [0.05, 0.1]}, "prior": {"a": [1.0, 0.0]}}
+    assert markdown(table) == [
+        "| | exact | prior |",
+        "|---|---|---|",
+        "| a | 0.05 / 0.10 | 1.00 / 0.00 |",
+    ]
+
+
+# -- level: 200 repetitions of exact posteriors ---------------------------------------------------
+
+
+def near_nominal(p_values: dict[str, np.ndarray]) -> None:
+    """0.05 give or take 2.6 standard errors of 200 repetitions, below rounded down to 0.02."""
+    for name, p_value in p_values.items():
+        assert p_value.shape == (200,)
+        share = rates({name: p_value})[name]
+        assert 0.02 <= share <= 0.09, f"{name} rejects {share} of exact posteriors"
+
+
+def test_rank_and_score_tests_reject_exact_posteriors_at_the_nominal_rate() -> None:
+    found = fast_p_values("exact", 100, 200)
+    assert len(found) == 9
+    near_nominal(found)
+
+
+def test_the_kernel_test_rejects_exact_posteriors_at_the_nominal_rate() -> None:
+    near_nominal({"KSD": np.array([kernel_test("exact", 100, n)["KSD"] for n in range(200)])})
+
+
+def test_the_kernel_test_of_an_exact_map_rejects_at_the_nominal_rate() -> None:
+    """One map that is exact for its Gaussian problem, 200 observations, 100 draws for each."""
+    problem = problems.load("linear-gaussian", dim=4, obs_dim=2, seed=0)
+    vfm = VariationalFlowMap.for_problem(problem, adapter="full", observation="adapter")
+    _, y, _ = problem.simulate(200, seed=0)
+    near_nominal(
+        {"KSD": correction.ksd(vfm, y, 100, num_bootstrap=199, seed=0)["p_value"].numpy()}
+    )
+
+
+def test_tarp_rejects_exact_posteriors_at_the_nominal_rate() -> None:
+    found = [tarp_tests(*simulate("exact", 50, 19, n), n, num_null=59) for n in range(200)]
+    near_nominal({name: np.array([one[name] for one in found]) for name in found[0]})
+
+
+@pytest.mark.parametrize("how", ["calibrate", "from_draws"])
+def test_verdicts_fail_exact_posteriors_at_the_nominal_rate(how: str) -> None:
+    failed = [verdict("exact", 50, 19, n, how) == "fail" for n in range(200)]
+    assert 0.02 <= np.mean(failed) <= 0.09
+
+
+@pytest.mark.slow
+def test_slow_diagnostics_of_the_table_reject_exact_posteriors_at_the_nominal_rate() -> None:
+    near_nominal(slow_p_values("exact", 100, 200))
+
+
+# -- power: the faults that each diagnostic must see ----------------------------------------------
+
+SEEN_BY_RANKS = ("shift 0.3", "std x 0.8", "std x 1.25")
+MUST_SEE: dict[str, tuple[str, ...]] = {
+    "rank ECDF": SEEN_BY_RANKS,
+    "chi2": SEEN_BY_RANKS,
+    "Kolmogorov": SEEN_BY_RANKS,
+    "coverage": ("std x 0.8", "std x 1.25"),
+    **{f"{name}, log-likelihood": FAULTS[1:] for name in ("rank ECDF", "chi2", "Kolmogorov")},
+    "coverage, log-likelihood": ("std x 0.8", "std x 1.25", "prior", "correlation lost"),
+    "energy distance": ("std x 0.8", "std x 1.25"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS[1:])
+def test_faults_are_caught_by_the_diagnostics_that_should(fault: str) -> None:
+    """Twenty repetitions of 400 simulations, at least 19 rejections."""
+    found = rates(fast_p_values(fault, 400, 20))
+    assert set(found) == set(MUST_SEE)
+    for name, faults in MUST_SEE.items():
+        if fault in faults:
+            assert found[name] >= 0.95, f"{name} sees {fault} in {found[name]}"
+        elif fault == "prior":  # without the data it is a calibrated posterior
+            assert found[name] <= 0.2, f"{name} cannot see the prior: {found[name]}"
+
+
+@pytest.mark.parametrize("fault", FAULTS[1:])
+def test_the_kernel_test_catches_every_fault(fault: str) -> None:
+    for number in range(3):
+        assert kernel_test(fault, 600, number)["KSD"] <= 0.01
+
+
+@pytest.mark.parametrize("fault", FAULTS[1:])
+@pytest.mark.parametrize("how", ["calibrate", "from_draws"])
+def test_verdicts_fail_on_every_fault(fault: str, how: str) -> None:
+    assert verdict(fault, 300, 99, 0, how) == "fail"
+
+
+def test_tarp_needs_the_data_to_see_the_prior() -> None:
     for fault in FAULTS[1:]:
-        data = simulate(fault, 500, 99, 7)
-        found = {**rank_tests(*data, 7), **tarp_tests(*data, 7), **energy_test(*data, 7)}
-        assert min(found.values()) <= 0.005, f"{fault}: {found}"
-        assert found["TARP, with data"] <= 0.005
-        if fault == "prior":
-            assert found["rank ECDF, with log-likelihood"] < 1e-6
-            assert found["rank ECDF, plain"] > 0.01 and found["TARP, no data"] > 0.01
+        found = tarp_tests(*simulate(fault, 500, 99, 7), 7)
+        assert found["TARP, y"] <= 0.005
+        assert (found["TARP"] > 0.01) == (fault == "prior")
+
+
+def verdict(fault: str, num_simulations: int, num_draws: int, seed: int, how: str) -> str:
+    """Of the report on the faulty posterior, with the log-likelihood among its quantities."""
+    if how == "from_draws":
+        draws, truth, y = simulate(fault, num_simulations, num_draws, seed)
+        quantities = default_quantities((4,), log_likelihood)
+        report = calibration.from_draws(draws, truth, y=y, quantities=quantities)
+    else:
+
+        def posterior(y: Tensor, **params: Tensor) -> Any:
+            return SimpleNamespace(sample=lambda shape: posterior_draws(fault, y, *shape))
+
+        def likelihood(x: Tensor) -> Distribution:
+            return Independent(Normal(x @ DESIGN.T, SIGMA), 1)
+
+        problem = InverseProblem(prior=lambda num: torch.randn(num, 4), likelihood=likelihood)
+        report = calibration.calibrate(posterior, problem, num_simulations, num_draws, seed=seed)
+    return str(report.attrs["verdict"])
 
 
 def test_an_unknown_fault_is_refused() -> None:

@@ -84,10 +84,9 @@ def test_repetitions_together_are_the_reports_one_by_one() -> None:
             quantities = default_quantities((4,), density)
             report = calibration.from_draws(draws, truth, y=y, quantities=quantities)
             ecdf, chi2 = found["rank ECDF" + which][number], found["chi2" + which][number]
-            assert ecdf == pytest.approx(report.p_adjusted.min().item(), rel=1e-9)
-            smallest = report.chi2_p_value.min().item() * len(quantities)
-            assert chi2 == pytest.approx(min(1, smallest), rel=1e-9)
-            assert (report.attrs["verdict"] == "fail") == (ecdf <= 0.05)
+            for value, of_report in ((ecdf, report.p_value), (chi2, report.chi2_p_value)):
+                corrected = min(1.0, of_report.min().item() * len(quantities))
+                assert value == pytest.approx(corrected, rel=1e-9)
 
 
 def test_the_coverage_test_is_about_the_coverage_of_the_report() -> None:

@@ -34,7 +34,7 @@ from torch.nn import functional
 
 from vfm_inverse.randomness import seeded
 
-__all__ = ["local_c2st"]
+__all__ = ["local_c2st", "null_statistics"]
 
 #: Numbers in one layer of all networks at once, in the evaluation at the observations.
 NUMBERS = 2**24
@@ -108,7 +108,72 @@ def local_c2st(
             f"'num_null' must be at least {math.ceil(num_observed / alpha) - 1} for "
             f"{num_observed} observations at alpha {alpha}; got {num_null}"
         )
-    num, dim = len(truth), math.prod(truth.shape[1:])
+    statistic, probability = null_statistics(
+        draws,
+        truth,
+        y,
+        observed_draws,
+        observed,
+        num_null=num_null,
+        steps=steps,
+        batch_size=batch_size,
+        width=width,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        seed=seed,
+    )
+    p_value = (1 + (statistic[1:] >= statistic[0]).sum(0)) / (1 + num_null)
+    worst = int(p_value.argmin())
+    adjusted = min(1.0, float(p_value[worst]) * num_observed)
+    failed = adjusted <= alpha + 1e-12
+    reason = (
+        f"a classifier {'tells' if failed else 'does not tell'} draws from truths at observation "
+        f"{worst} of {num_observed} better than chance (p = {adjusted:.2g} after correction; "
+        f"statistic {statistic[0, worst]:.2g}, null median "
+        f"{np.median(statistic[1:, worst]):.2g})"
+    )
+    report = xr.Dataset(
+        {
+            "statistic": ("observation", statistic[0]),
+            "p_value": ("observation", p_value),
+            "null_statistic": (("null", "observation"), statistic[1:]),
+            "probability": (("draw", "observation"), probability),
+        },
+        attrs={
+            "verdict": "fail" if failed else "pass",
+            "reason": reason,
+            "alpha": alpha,
+            "seed": seed,
+            "num_simulations": len(truth),
+        },
+    )
+    for name, text in LONG_NAMES.items():
+        report[name].attrs["long_name"] = text
+    return report
+
+
+def null_statistics(
+    draws: Tensor,
+    truth: Tensor,
+    y: Tensor,
+    observed_draws: Tensor,
+    observed: Tensor,
+    *,
+    num_null: int = 99,
+    steps: int = 300,
+    batch_size: int = 256,
+    width: int = 32,
+    learning_rate: float = 5e-3,
+    weight_decay: float = 1e-3,
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Statistics behind :func:`local_c2st`, whose arguments these are.
+
+    Returns:
+        ``(1 + num_null, num_observed)``, the classifier's own first, and the probabilities of the
+        observed draws ``(num_draws, num_observed)``.
+    """
+    num, dim, num_observed = len(truth), math.prod(truth.shape[1:]), len(observed)
     pairs = torch.stack([truth, draws]).reshape(2, num, dim)
     # One scale for both sides, so that a swap does not change it.
     centre, scale = _moments(pairs.flatten(0, 1))
@@ -137,34 +202,7 @@ def local_c2st(
             statistics.append((value - 0.5).square().sum(1).double())
             probability.append(value[0])
     statistic = torch.stack(statistics).sum(0).div(len(observed_draws)).cpu().numpy()
-    p_value = (1 + (statistic[1:] >= statistic[0]).sum(0)) / (1 + num_null)
-    worst = int(p_value.argmin())
-    adjusted = min(1.0, float(p_value[worst]) * num_observed)
-    failed = adjusted <= alpha + 1e-12
-    reason = (
-        f"a classifier {'tells' if failed else 'does not tell'} draws from truths at observation "
-        f"{worst} of {num_observed} better than chance (p = {adjusted:.2g} after correction; "
-        f"statistic {statistic[0, worst]:.2g}, null median "
-        f"{np.median(statistic[1:, worst]):.2g})"
-    )
-    report = xr.Dataset(
-        {
-            "statistic": ("observation", statistic[0]),
-            "p_value": ("observation", p_value),
-            "null_statistic": (("null", "observation"), statistic[1:]),
-            "probability": (("draw", "observation"), torch.cat(probability).cpu().numpy()),
-        },
-        attrs={
-            "verdict": "fail" if failed else "pass",
-            "reason": reason,
-            "alpha": alpha,
-            "seed": seed,
-            "num_simulations": num,
-        },
-    )
-    for name, text in LONG_NAMES.items():
-        report[name].attrs["long_name"] = text
-    return report
+    return statistic, torch.cat(probability).cpu().numpy()
 
 
 def _initial(count: int, inputs: int, width: int, like: Tensor) -> list[Tensor]:

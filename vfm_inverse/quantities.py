@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Quantity", "default_quantities", "evaluate"]
+__all__ = ["Quantity", "default_quantities", "evaluate", "observation_features"]
 
 Quantity = Callable[..., Tensor]
 
@@ -91,3 +91,14 @@ def evaluate(
             raise ValueError(f"quantity '{name}' must not be NaN")
         values.append(value)
     return torch.stack(values, dim=-1)
+
+
+def observation_features(y: Tensor) -> Tensor:
+    """A few numbers of each observation ``(batch, *observation)``: ``(batch, features)``.
+
+    All of its numbers where there are at most 32, otherwise its default quantities.
+    """
+    if y[0].numel() <= 32:
+        return y.reshape(len(y), -1)
+    event = y.shape[1:] if y.ndim <= 4 else torch.Size([y[0].numel()])
+    return evaluate(default_quantities(event), y.reshape(1, len(y), *event), None, {})[0]

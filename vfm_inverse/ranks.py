@@ -30,6 +30,7 @@ from torch import Tensor
 __all__ = [
     "chi2_test",
     "coverage_weight",
+    "density_weight",
     "ecdf_band",
     "ecdf_counts",
     "ecdf_p_value",
@@ -68,6 +69,22 @@ def coverage_weight(ranks: Tensor, num_draws: int, level: float) -> Tensor:
     lower, upper = (0.5 * (1 + sign * level) * (num_draws + 1) for sign in (-1, 1))
     ranks = ranks.float()
     return ((ranks + 1).clamp(max=upper) - ranks.clamp(min=lower)).clamp(0, 1)
+
+
+def density_weight(ranks: Tensor, num_draws: int, level: float) -> Tensor:
+    """Share of each density rank's cell inside the highest-density region that holds ``level``.
+
+    The average over uniform ranks is ``level`` exactly, as with :func:`coverage_weight`.
+
+    Args:
+        ranks: of the density, 0 outermost (:mod:`vfm_inverse.marginals`).
+        num_draws: Number of draws ``L`` behind each rank.
+        level: Nominal probability of the region.
+
+    Returns:
+        The shape of ``ranks``, float32, between 0 and 1.
+    """
+    return (ranks.float() + 1 - (1 - level) * (num_draws + 1)).clamp(0, 1)
 
 
 def ecdf_counts(ranks: np.ndarray, num_draws: int) -> tuple[np.ndarray, np.ndarray]:

@@ -22,13 +22,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["crps", "energy_score", "mmd", "sliced_wasserstein", "spread_skill", "variogram_score"]
+__all__ = [
+    "crps",
+    "energy_score",
+    "field_scores",
+    "mmd",
+    "sliced_wasserstein",
+    "spread_elements",
+    "spread_skill",
+    "variogram",
+    "variogram_score",
+]
 
 #: Largest number of elements of a temporary table of pairs (128 MiB in float64).
 PAIRS = 2**24
+
+#: Partners of each draw in the spread term of :func:`field_scores`.
+PARTNERS = 8
+
+#: Elements of a field whose variogram :func:`field_scores` compares.
+ELEMENTS = 16
 
 
 def crps(draws: Tensor, truth: Tensor, *, fair: bool = True) -> Tensor:
@@ -104,6 +121,54 @@ def variogram_score(
         error = (seen - forecast).square()
         score += (error if weights is None else error * weights[index]).sum((-1, -2))
     return score
+
+
+def field_scores(draws: Tensor, truth: Tensor) -> Tensor:
+    r"""Energy score, fair and plain, and variogram score at a cost linear in the draws.
+
+    The spread term of the energy score takes :math:`|x_i - x_{i+s}|` at 8 lags s spread over half
+    the draws (all lags where there are no more) instead of all pairs: unbiased, and the noise it
+    adds is far below that of the truths.  The variogram score (order 1/2) compares 16 evenly
+    spaced elements.
+
+    Args:
+        draws: ``(num_draws, batch, *event)``, at least two draws.
+        truth: ``(batch, *event)``.
+
+    Returns:
+        ``(batch, 3)``, float64.
+    """
+    num = _check(draws, truth, least=2)
+    centred = (draws - truth).reshape(num, len(truth), -1)
+    lags = np.unique(np.linspace(1, num // 2, min(PARTNERS, num // 2)).round().astype(int))
+    apart = torch.zeros(len(truth), dtype=torch.float64, device=draws.device)
+    weight = 0.0
+    for lag in lags.tolist():
+        # Lag n/2 pairs every two draws twice, the others once.
+        share = 0.5 if 2 * lag == num else 1.0
+        apart += share * _lag_distance(centred, lag).sum(0, dtype=torch.float64)
+        weight += share * num
+    gini = 0.5 * apart / weight  # half the mean distance of two draws
+    accuracy = torch.linalg.vector_norm(centred, dim=-1).mean(0, dtype=torch.float64)
+    chosen = spread_elements(centred.shape[-1])
+    # Differences of elements need the fields themselves, not their errors.
+    seen = variogram(truth.reshape(len(truth), -1)[:, chosen])
+    forecast = variogram(draws.reshape(num, len(truth), -1)[..., chosen]).mean(0)
+    pairs = 2 * (seen - forecast).square().sum(-1, dtype=torch.float64)
+    plain = gini * (1 - 1 / num)
+    return torch.stack([accuracy - gini, accuracy - plain, pairs], dim=-1)
+
+
+def variogram(x: Tensor) -> Tensor:
+    """Square roots of the differences of all unordered pairs: ``(*, d)`` to ``(*, d (d-1) / 2)``."""
+    a, b = torch.triu_indices(x.shape[-1], x.shape[-1], offset=1, device=x.device)
+    return (x[..., a] - x[..., b]).abs().sqrt()
+
+
+def spread_elements(dim: int) -> list[int]:
+    """At most 16 evenly spaced of ``dim`` elements."""
+    where: list[int] = np.unique(np.linspace(0, dim - 1, min(dim, ELEMENTS)).round()).tolist()
+    return [int(i) for i in where]
 
 
 def spread_skill(draws: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
@@ -221,6 +286,12 @@ def _pair_sum(x: Tensor, z: Tensor, function: Callable[[Tensor], Tensor]) -> Ten
         total += function(distance).sum((-1, -2), dtype=torch.float64)
         start += rows.shape[1]
     return total.to(x.dtype)
+
+
+def _lag_distance(x: Tensor, lag: int) -> Tensor:
+    """Norms of ``x_i - x_{i + lag}``, cyclic: ``(n, batch, d)`` to ``(n, batch)``."""
+    ends = x[lag:] - x[:-lag], x[:lag] - x[-lag:]
+    return torch.cat([torch.linalg.vector_norm(part, dim=-1) for part in ends])
 
 
 def _two_sets(draws: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:

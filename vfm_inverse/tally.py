@@ -1,8 +1,12 @@
 """What a calibration keeps of the draws: ranks and scores, never the draws themselves.
 
 A thousand observations with a thousand draws of a 128 x 128 field would be 65 GB.  Each simulation
-leaves the rank of every scalar quantity and its scores; each element of the field leaves a
+leaves the ranks of every scalar quantity and its scores; each element of the field leaves a
 histogram of its ranks, its coverage and a few sums.
+
+Nothing depends on the order in which simulations come nor on how they are grouped: a simulation
+has a random stream of its own, and sums carry a second number with what rounding lost, so that
+parts counted elsewhere add up to the same bits (:meth:`Tally.merge`).
 """
 
 from __future__ import annotations
@@ -14,16 +18,78 @@ import torch
 from torch import Tensor
 
 from vfm_inverse import ranks, scores
-from vfm_inverse.quantities import Quantity, evaluate
+from vfm_inverse.baselines import Climatology
+from vfm_inverse.marginals import Marginals, marginals
+from vfm_inverse.quantities import Quantity, evaluate, observation_features
+from vfm_inverse.tarp import Tarp
 
-__all__ = ["LEVELS", "Tally"]
+__all__ = ["LEVELS", "SCORES", "ExactSum", "Tally"]
 
-#: Nominal probabilities of the central intervals.
+#: Nominal probabilities of the central intervals and of the highest-density regions.
 LEVELS: tuple[float, ...] = (*(round(0.05 * i, 2) for i in range(1, 20)), 0.99)
+
+#: Scores of whole simulations; the log score only where the posterior has a density.
+SCORES: tuple[str, ...] = (
+    "crps",
+    "crps_plain",
+    "energy",
+    "energy_plain",
+    "variogram",
+    "log_score",
+)
+
+#: Numbers sorted at once: what a processor's cache holds, and what fills a GPU.
+SORTED = {"cpu": 2**16, "cuda": 2**24}
+
+
+#: Draws of each simulation whose quantities are kept for the local tests.
+LOCAL_DRAWS = 65
+
+
+class ExactSum:
+    """A sum of float64 arrays with the rounding error of every addition kept beside it.
+
+    ``high + low`` has twice the digits of float64 (Knuth, The Art of Computer Programming 2,
+    4.2.2, theorem B), so :attr:`value` is the same in whichever order the terms came.
+    """
+
+    def __init__(self, high: np.ndarray, low: np.ndarray | None = None) -> None:
+        self.high = np.array(high, dtype=np.float64)
+        self.low = np.zeros_like(self.high) if low is None else np.array(low, dtype=np.float64)
+
+    def add(self, value: np.ndarray, low: np.ndarray | float = 0.0) -> None:
+        """Add ``value + low``."""
+        total = self.high + value
+        other = total - self.high
+        self.low = self.low + ((self.high - (total - other)) + (value - other)) + low
+        self.high = total
+
+    @property
+    def value(self) -> np.ndarray:
+        """The sum, rounded once."""
+        return self.high + self.low
 
 
 class Tally:
-    """Ranks and scores of each simulation, histograms and sums of each element."""
+    """Ranks and scores of each simulation, histograms and sums of each element.
+
+    Args:
+        quantities: Test quantities by name.
+        num_draws: Number of draws ``L`` of each simulation.
+        num_simulations: Number of simulations ``N``, of which some may come elsewhere.
+        seed: Fixes how ties are broken.
+        joint: Joint coverage of the same simulations, to be counted along.
+        climatology: Baseline of the scores, unless :meth:`add` is given one.
+        local: Keep the quantities of some draws of every simulation, for the local tests.
+        memory: Rough limit in bytes for the working copies of a sort.
+
+    Attributes:
+        single: What each simulation left, ``(N, ...)`` by name; NaN or -1 where it has not come.
+        seen: ``(N,)``, which simulations have come.
+        sums: Sums over simulations of each element, ``(..., *event)``.
+        inside, denser: ``(levels, L + 1)``, share of each rank's cell inside the central interval
+            and of each density rank's inside the highest-density region.
+    """
 
     def __init__(
         self,
@@ -31,55 +97,203 @@ class Tally:
         num_draws: int,
         num_simulations: int,
         seed: int,
+        *,
+        joint: Tarp | None = None,
+        climatology: Climatology | None = None,
+        local: bool = False,
+        memory: int = 2**30,
     ) -> None:
         self.quantities, self.num_draws, self.seed = dict(quantities), num_draws, seed
+        self.joint, self.climatology, self.local = joint, climatology, local
+        self.memory = memory
         # At least ten simulations a bin keep the chi-square approximation good.
         self.num_bins = max(2, min(20, num_simulations // 10, num_draws + 1))
         # A stream of ties for every simulation: blocks of any size break them alike.
         self.tie_seeds = np.random.SeedSequence([seed, 1]).generate_state(num_simulations).tolist()
-        self.ranks: list[np.ndarray] = []
-        self.quantity_crps: list[np.ndarray] = []
-        self.energy_score: list[np.ndarray] = []
-        self.crps: list[np.ndarray] = []
-        self.done = 0
-        self.sums: dict[str, Tensor] = {}
+        self.seen = np.zeros(num_simulations, dtype=bool)
+        count = len(self.quantities)
+        self.single = {
+            "ranks": np.full((num_simulations, count), -1, dtype=np.int32),
+            "density_ranks": np.full((num_simulations, count), -1, dtype=np.int32),
+            "quantity_crps": np.full((num_simulations, count), np.nan),
+            "scores": np.full((num_simulations, len(SCORES)), np.nan),
+            "baseline": np.full((num_simulations, len(SCORES)), np.nan),
+            "spread": np.full(num_simulations, np.nan),
+            "skill": np.full(num_simulations, np.nan),
+        }
+        if local:
+            kept = 1 + min(num_draws, LOCAL_DRAWS)
+            self.single["values"] = np.full((num_simulations, kept, count), np.nan, np.float32)
+        self.sums: dict[str, ExactSum] = {}
+        every = torch.arange(num_draws + 1)
+        inside = [ranks.coverage_weight(every, num_draws, level) for level in LEVELS]
+        denser = [ranks.density_weight(every, num_draws, level) for level in LEVELS]
+        self.inside = torch.stack(inside).double().numpy()
+        self.denser = torch.stack(denser).double().numpy()
 
-    def add(self, buffer: Tensor, y: Tensor | None, params: Mapping[str, Tensor]) -> None:
-        """Take a block: ``buffer`` ``(1 + num_draws, block, *event)`` is truth, then draws.
+    @property
+    def done(self) -> int:
+        """Number of simulations that have come."""
+        return int(self.seen.sum())
 
-        One tensor, because a quantity must round truth and draws alike for their ties to be ties.
+    def add(
+        self,
+        start: int,
+        buffer: Tensor,
+        y: Tensor | None,
+        params: Mapping[str, Tensor],
+        *,
+        log_score: Tensor | None = None,
+        baseline: Tensor | None = None,
+        baseline_log_score: Tensor | None = None,
+    ) -> None:
+        """Take a block of simulations, of which the first has number ``start``.
+
+        Args:
+            start: Number of the first simulation.
+            buffer: ``(1 + num_draws, block, *event)``, truth, then draws. One tensor, because a
+                quantity must round truth and draws alike for their ties to be ties.
+            y: Observations ``(block, *observation)``, for quantities that use them.
+            params: Their parameters ``(block, ...)``.
+            log_score: ``(block,)``, minus the log density of the truths.
+            baseline: ``(num_baseline, block, *event)``, draws of the posterior to compare with.
+            baseline_log_score: ``(block,)``.
+
+        Raises:
+            ValueError: A value that is not finite.
         """
         truth, draws = buffer[0], buffer[1:]
-        finite = buffer.isfinite().flatten(2).all(-1)
-        if not finite.all():
-            what = "truth" if not finite[0].all() else "draws"
-            where = self.done + int((~finite).any(0).nonzero()[0])
-            raise ValueError(f"'{what}' of simulation {where} must be finite")
         block, event = truth.shape[0], truth.shape[1:]
-        count = len(self.quantities)
-        streams = map(torch.Generator().manual_seed, self.tie_seeds[self.done : self.done + block])
-        uniforms = torch.stack([torch.rand(count + event.numel(), generator=s) for s in streams])
+        rows, count, size = slice(start, start + block), len(self.quantities), event.numel()
+        streams = map(torch.Generator().manual_seed, self.tie_seeds[rows])
+        # Rows are (quantity or element, rank or density rank).
+        uniforms = torch.stack([torch.rand(2, count + size, generator=s) for s in streams], dim=1)
         uniforms = uniforms.to(truth.device)
-        values = evaluate(self.quantities, buffer, y, params)
-        rank = ranks.rank_of_truth(values[1:], values[0], uniforms[:, :count])
-        self.ranks.append(rank.cpu().numpy())
-        self.quantity_crps.append(scores.crps(values[1:], values[0]).cpu().numpy())
-        self.energy_score.append(scores.energy_score(draws, truth).cpu().numpy())
+        _check_finite(buffer, start)
 
-        element = ranks.rank_of_truth(draws, truth, uniforms[:, count:].reshape(truth.shape))
-        crps = scores.crps(draws, truth)
-        self.crps.append(crps.flatten(1).mean(1).cpu().numpy())
-        variance, mean = torch.var_mean(draws, dim=0)
-        error = (mean - truth).double()
-        bins = element * self.num_bins // (self.num_draws + 1)
-        self._sum("bins", torch.stack([(bins == b).sum(0) for b in range(self.num_bins)]))
-        weights = [ranks.coverage_weight(element, self.num_draws, level) for level in LEVELS]
-        self._sum("coverage", torch.stack([weight.double().sum(0) for weight in weights]))
-        self._sum("crps", crps.double().sum(0))
+        element = self._marginals(buffer.flatten(1).T, uniforms[:, :, count:].flatten(1))
+        values = evaluate(self.quantities, buffer, y, params)
+        scalar = self._marginals(values.flatten(1).T, uniforms[:, :, :count].flatten(1))
+        single = {
+            "ranks": scalar.rank,
+            "density_ranks": scalar.density_rank,
+            "quantity_crps": scalar.crps,
+        }
+        for name, value in single.items():
+            self.single[name][rows] = value.reshape(block, count).cpu().numpy()
+
+        if self.local and y is not None:
+            kept = values[: 1 + LOCAL_DRAWS].movedim(0, 1)
+            self.single["values"][rows] = kept.cpu().numpy()
+            features = observation_features(y).cpu().numpy()
+            shape = (len(self.seen), features.shape[1])
+            seen = self.single.setdefault("features", np.full(shape, np.nan, np.float32))
+            seen[rows] = features
+
+        field = Marginals(*(value.reshape(block, *event) for value in element))
+        spread = field.variance.double() * (1 + 1 / self.num_draws)
+        error = field.error.double()
+        self.single["spread"][rows] = spread.flatten(1).mean(1).cpu().numpy()
+        self.single["skill"][rows] = error.square().flatten(1).mean(1).cpu().numpy()
+        found = self.single["scores"][rows]
+        found[:, 0] = field.crps.double().flatten(1).mean(1).cpu().numpy()
+        found[:, 1] = field.crps_plain.double().flatten(1).mean(1).cpu().numpy()
+        found[:, 2:5] = scores.field_scores(draws, truth).cpu().numpy()
+        if log_score is not None:
+            found[:, 5] = log_score.double().cpu().numpy()
+        other = self.single["baseline"][rows]
+        if baseline is not None:
+            for column, fair in enumerate((True, False)):
+                crps = scores.crps(baseline, truth, fair=fair)
+                other[:, column] = crps.double().flatten(1).mean(1).cpu().numpy()
+            other[:, 2:5] = scores.field_scores(baseline, truth).cpu().numpy()
+        elif self.climatology is not None:
+            other[:, :5] = self.climatology.scores(truth, start)
+        if baseline_log_score is not None:
+            other[:, 5] = baseline_log_score.double().cpu().numpy()
+
+        bins = field.rank * self.num_bins // (self.num_draws + 1)
+        binned = torch.nn.functional.one_hot(bins, self.num_bins).sum(0).movedim(-1, 0)
+        self._sum("bins", binned.double())
+        for name, table, rank in (
+            ("coverage", self.inside, field.rank),
+            ("hpd_coverage", self.denser, field.density_rank),
+        ):
+            self._sum(name, torch.from_numpy(table).to(rank.device)[:, rank].sum(1))
+        self._sum("crps", field.crps.double().sum(0))
         self._sum("bias", error.sum(0))
         self._sum("skill", error.square().sum(0))
-        self._sum("spread", variance.double().sum(0) * (1 + 1 / self.num_draws))
-        self.done += block
+        self._sum("spread", spread.sum(0))
+        if self.joint is not None:
+            self.joint.add(draws, truth, start=start)
+        self.seen[rows] = True
+
+    def merge(self, other: Tally) -> None:
+        """Take over the simulations that came to another tally of the same settings.
+
+        Raises:
+            ValueError: A simulation has come to both.
+        """
+        twice = np.flatnonzero(self.seen & other.seen)
+        if len(twice):
+            raise ValueError(f"simulation {twice[0]} is in two of the parts to merge")
+        for name, value in other.single.items():
+            self.single[name][other.seen] = value[other.seen]
+        for name, total in other.sums.items():
+            if name in self.sums:
+                self.sums[name].add(total.high, total.low)
+            else:
+                self.sums[name] = ExactSum(total.high, total.low)
+        if self.joint is not None and other.joint is not None:
+            self.joint.merge(other.joint)
+        self.seen |= other.seen
+
+    def state(self) -> dict[str, np.ndarray]:
+        """All that was counted, as arrays that :meth:`restore` takes."""
+        arrays = {f"single.{name}": value for name, value in self.single.items()}
+        arrays["seen"] = self.seen
+        for name, total in self.sums.items():
+            arrays[f"sums.{name}"] = np.stack([total.high, total.low])
+        if self.joint is not None:
+            arrays |= {f"joint.{name}": value for name, value in self.joint.state().items()}
+        return arrays
+
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Go on from a :meth:`state` of a tally with the same settings."""
+        self.seen = arrays["seen"].copy()
+        for name in (k[len("single.") :] for k in arrays if k.startswith("single.")):
+            self.single[name] = arrays[f"single.{name}"].copy()
+        kept = (name for name in arrays if name.startswith("sums."))
+        self.sums = {name[len("sums.") :]: ExactSum(*arrays[name]) for name in kept}
+        if self.joint is not None:
+            prefix = "joint."
+            self.joint.restore(
+                {k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)}
+            )
+
+    def _marginals(self, pool: Tensor, uniforms: Tensor) -> Marginals:
+        """Statistics of every row of ``(num, 1 + num_draws)``, some rows at a time."""
+        pool = pool.contiguous()
+        limit = min(SORTED.get(pool.device.type, SORTED["cuda"]), self.memory // 64)
+        size = max(1, limit // pool.shape[1])
+        parts = zip(pool.split(size), uniforms.split(size, dim=1), strict=True)
+        found = [marginals(part, uniform) for part, uniform in parts]
+        return Marginals(*(torch.cat(values) for values in zip(*found, strict=True)))
 
     def _sum(self, name: str, value: Tensor) -> None:
-        self.sums[name] = self.sums[name] + value if name in self.sums else value
+        array = value.cpu().numpy()
+        if name in self.sums:
+            self.sums[name].add(array)
+        else:
+            self.sums[name] = ExactSum(array)
+
+
+def _check_finite(buffer: Tensor, start: int) -> None:
+    # The norm passes through memory once; what it makes of an overflow is looked at closely.
+    if bool(torch.linalg.vector_norm(buffer).isfinite()):
+        return
+    finite = buffer.isfinite().flatten(2).all(-1)
+    if not finite.all():
+        what = "truth" if not finite[0].all() else "draws"
+        where = start + int((~finite).any(0).nonzero()[0])
+        raise ValueError(f"'{what}' of simulation {where} must be finite")

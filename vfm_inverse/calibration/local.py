@@ -1,0 +1,77 @@
+"""Where a posterior fails: L-C2ST at every simulated observation.
+
+The classifier sees the test quantities of a truth or a draw and a few features of its observation:
+what it needs for a field, at a size that a thousand simulations can teach.  Truth and first draw of
+every simulation are the pairs it learns from; the next 64 draws are those it is asked about.
+
+The p-value over all simulations is that of the mean statistic, exact as each of its terms
+(:mod:`vfm_inverse.local_tests`); the p-values of single simulations are for a picture and carry no
+correction for their number.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import xarray as xr
+
+from vfm_inverse.local_tests import null_statistics
+from vfm_inverse.tally import Tally
+
+__all__ = ["local_map"]
+
+LONG_NAMES = {
+    "local_p_value": "L-C2ST p-value at each simulation, not corrected for their number",
+    "local_statistic": "mean square of classifier probability minus one half",
+    "local_probability": "mean probability that a draw is a truth; below 1/2: too many draws there",
+    "local_observation": "principal coordinates of the observations' features",
+    "local_global_p_value": "p-value of the mean statistic over all simulations",
+}
+
+
+def local_map(tally: Tally, num_null: int = 99) -> xr.Dataset:
+    """Train the classifiers on what a tally with ``local=True`` kept.
+
+    Args:
+        tally: of all simulations.
+        num_null: Number of classifiers trained on swapped pairs.
+
+    Returns:
+        Dataset over ``simulation`` and ``local_axis``.
+
+    Raises:
+        ValueError: A quantity is not finite, or too few draws.
+    """
+    values = torch.from_numpy(tally.single["values"][tally.seen])  # (num, draws, quantities)
+    features = torch.from_numpy(tally.single["features"][tally.seen]).to(values)
+    if values.shape[1] < 3:
+        raise ValueError(f"'num_draws' must be at least 2 for local tests; got {tally.num_draws}")
+    if not values.isfinite().all():
+        raise ValueError("local tests need finite quantities")
+    statistic, probability = null_statistics(
+        values[:, 1],
+        values[:, 0],
+        features,
+        values[:, 2:].movedim(1, 0),
+        features,
+        num_null=num_null,
+        seed=tally.seed,
+    )
+    found, null = statistic[0], statistic[1:]
+    mean = statistic.mean(1)
+    centred = features - features.mean(0)
+    scaled = centred / centred.std(0).clamp(min=1e-12)
+    axes = np.linalg.svd(scaled.double().numpy(), full_matrices=False)[2][:2]
+    place = np.zeros((len(values), 2))
+    place[:, : len(axes)] = scaled.double().numpy() @ axes.T
+    data = {
+        "local_p_value": ("simulation", (1 + (null >= found).sum(0)) / (1 + num_null)),
+        "local_statistic": ("simulation", found),
+        "local_probability": ("simulation", probability.mean(0)),
+        "local_observation": (("simulation", "local_axis"), place),
+        "local_global_p_value": ((), float((1 + (mean[1:] >= mean[0]).sum()) / (1 + num_null))),
+    }
+    result = xr.Dataset(data)
+    for name, text in LONG_NAMES.items():
+        result[name].attrs["long_name"] = text
+    return result

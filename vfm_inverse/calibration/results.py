@@ -1,0 +1,217 @@
+r"""From what was counted to a labelled report.
+
+**Size of a misfit.**  With :math:`\zeta = \Phi^{-1}((r + 1/2)/(L + 1))`, standard normal for
+uniform ranks, ``offset`` is :math:`-\bar\zeta` and ``width`` is :math:`1 / \mathrm{std}(\zeta)`:
+for a Gaussian posterior, how many of its standard deviations the draws sit too high, and their
+standard deviation over the right one.
+
+**Skill** is :math:`1 - \bar s / \bar b` of score over baseline, whose standard error comes from
+the residuals :math:`s_i - (\bar s / \bar b)\, b_i` of the same simulations; for the log score,
+which has no zero, the gain :math:`\bar b - \bar s` in nats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from scipy import stats
+
+from vfm_inverse import ranks
+from vfm_inverse.calibration.labels import MapLabels
+from vfm_inverse.calibration.local import local_map
+from vfm_inverse.calibration.verdict import state_verdict
+from vfm_inverse.tally import LEVELS, SCORES, Tally
+
+__all__ = ["make_report"]
+
+LONG_NAMES = {
+    "ranks": "rank of the truth among the draws",
+    "p_value": "exact p-value of the simultaneous ECDF test",
+    "p_adjusted": "p-value after Bonferroni's correction over quantities and families of tests",
+    "density_ranks": "rank of the truth's density among those of truth and draws; 0 is outermost",
+    "density_p_value": "exact p-value of the simultaneous ECDF test of the density ranks",
+    "density_p_adjusted": "p-value after correction over quantities and families of tests",
+    "chi2_per_dof": "chi-square of binned ranks over its degrees of freedom",
+    "chi2_p_value": "p-value of the chi-square test",
+    "offset": "how many posterior standard deviations the draws sit too high",
+    "width": "posterior standard deviation over the one the truth needs; NaN if out of sight",
+    "ecdf_difference": "empirical minus uniform distribution of ranks",
+    "ecdf_lower": "lower edge of the simultaneous band over positions and quantities",
+    "ecdf_upper": "upper edge of the simultaneous band over positions and quantities",
+    "histogram": "simulations with a rank in each bin",
+    "coverage": "share of truths inside the central interval",
+    "hpd_coverage": "share of truths inside the highest-density region",
+    "quantity_crps": "mean CRPS of each quantity",
+    "crps": "CRPS, mean over the field",
+    "energy_score": "energy score of the field",
+    "score_value": "mean score",
+    "score_error": "standard error of the mean score",
+    "baseline_score": "mean score of the baseline on the same simulations",
+    "skill": "one minus score over baseline; for the log score the gain in nats",
+    "skill_error": "standard error of the skill from paired simulations",
+    "spread_skill": "spread of the draws over the error of their mean; 1 when calibrated",
+    "spread_skill_error": "standard error of the spread-skill ratio",
+    "chi2_per_dof_map": "chi-square of binned ranks over its degrees of freedom",
+    "coverage_map": "share of truths inside the central interval",
+    "hpd_coverage_map": "share of truths inside the highest-density region",
+    "crps_map": "mean CRPS",
+    "bias_map": "mean of posterior mean minus truth",
+    "skill_map": "root-mean-square error of the posterior mean",
+    "spread_map": "root-mean-square posterior standard deviation, times sqrt(1 + 1/num_draws)",
+    "spread_skill_map": "spread over error of the posterior mean; 1 when calibrated",
+    "tarp_coverage": "TARP expected coverage at each credibility, mean over the reference sets",
+    "tarp_lower": "lower edge of the pointwise 95 % bootstrap band of the TARP coverage",
+    "tarp_upper": "upper edge of the pointwise 95 % bootstrap band of the TARP coverage",
+    "tarp_sensitivity": "standard deviation of the TARP coverage over the reference sets",
+    "tarp_set_coverage": "TARP expected coverage of each set of reference points",
+    "tarp_set_p_value": "exact p-value of the simultaneous ECDF test of each set by itself",
+    "tarp_p_value": "exact p-value of the joint coverage over all sets",
+    "tarp_p_adjusted": "p-value of the joint coverage after correction over families of tests",
+}
+
+
+def make_report(
+    tally: Tally,
+    labels: MapLabels,
+    alpha: float,
+    attrs: Mapping[str, str | float | int],
+) -> xr.Dataset:
+    """Test what was kept, label it, and state the verdict.
+
+    Args:
+        tally: of at least two simulations.
+        labels: of the field.
+        alpha: Probability with which a calibrated posterior may fail.
+        attrs: Attributes to add.
+    """
+    further = local_map(tally) if tally.local else None
+    num, num_draws, names = tally.done, tally.num_draws, list(tally.quantities)
+    single = {name: value[tally.seen] for name, value in tally.single.items()}
+    families = ["ranks", "density"]
+    families += ["joint"] if tally.joint is not None else []
+    families += ["local"] if further is not None else []
+    rank, density = single["ranks"], single["density_ranks"]
+    positions, counts = ranks.ecdf_counts(rank, num_draws)
+    p_value = ranks.ecdf_p_value(counts, positions, num)
+    density_p = ranks.ecdf_p_value(ranks.ecdf_counts(density, num_draws)[1], positions, num)
+    tests = len(names) * len(families)
+    lower, upper = ranks.ecdf_band(positions, num, alpha / tests)
+    bins = rank.astype(np.int64) * tally.num_bins // (num_draws + 1)
+    histogram = np.stack([(bins == b).sum(0) for b in range(tally.num_bins)])
+    chi2, chi2_p_value = ranks.chi2_test(histogram, num_draws)
+    zeta = stats.norm.ppf((rank + 0.5) / (num_draws + 1))
+    scale = stats.norm.ppf((np.arange(num_draws + 1) + 0.5) / (num_draws + 1)).std()
+    # With most truths outside all draws the ranks tell the side and a bound, but no width.
+    saturated = ((rank == 0) | (rank == num_draws)).mean(0) > 0.5
+    sums = {name: total.value for name, total in tally.sums.items()}
+    where, unit, shaped = labels.dims, labels.attrs, labels.reshape
+    element_chi2, _ = ranks.chi2_test(sums["bins"], num_draws)
+    spread, skill = np.sqrt(sums["spread"] / num), np.sqrt(sums["skill"] / num)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.where(skill > 0, spread / skill, np.nan)
+    data: dict[str, Any] = {
+        "ranks": (("simulation", "quantity"), rank),
+        "p_value": ("quantity", p_value),
+        "p_adjusted": ("quantity", np.minimum(p_value * tests, 1.0)),
+        "density_ranks": (("simulation", "quantity"), density),
+        "density_p_value": ("quantity", density_p),
+        "density_p_adjusted": ("quantity", np.minimum(density_p * tests, 1.0)),
+        "chi2_per_dof": ("quantity", chi2),
+        "chi2_p_value": ("quantity", chi2_p_value),
+        "offset": ("quantity", -zeta.mean(0) / scale),
+        "width": ("quantity", np.where(saturated, np.nan, scale / zeta.std(0).clip(min=1e-3))),
+        "ecdf_difference": (("quantity", "position"), (counts / num - positions[:, None]).T),
+        "ecdf_lower": ("position", lower / num - positions),
+        "ecdf_upper": ("position", upper / num - positions),
+        "histogram": (("quantity", "bin"), histogram.T),
+        "coverage": (("quantity", "level"), tally.inside[:, rank].mean(1).T),
+        "hpd_coverage": (("quantity", "level"), tally.denser[:, density].mean(1).T),
+        "quantity_crps": ("quantity", single["quantity_crps"].mean(0)),
+        "crps": ("simulation", single["scores"][:, 0], unit),
+        "energy_score": ("simulation", single["scores"][:, 2], unit),
+        "chi2_per_dof_map": (where, shaped(element_chi2)),
+        "coverage_map": (("level", *where), shaped(sums["coverage"] / num)),
+        "hpd_coverage_map": (("level", *where), shaped(sums["hpd_coverage"] / num)),
+        "crps_map": (where, shaped(sums["crps"] / num), unit),
+        "bias_map": (where, shaped(sums["bias"] / num), unit),
+        "skill_map": (where, shaped(skill), unit),
+        "spread_map": (where, shaped(spread), unit),
+        "spread_skill_map": (where, shaped(ratio)),
+        **_spread_skill(single["spread"], single["skill"]),
+    }
+    coords: dict[str, Any] = {
+        **labels.coords,
+        "quantity": names,
+        "level": list(LEVELS),
+        "position": positions,
+    }
+    values, baseline = single["scores"], single["baseline"]
+    kept = ~np.isnan(values).any(0)
+    data |= _score_table(values[:, kept], baseline[:, kept], np.array(SCORES)[kept])
+    coords["score"] = np.array(SCORES)[kept]
+    if tally.joint is not None:
+        found = tally.joint.result(alpha=alpha)
+        data |= {
+            "tarp_coverage": ("position", found.mean_coverage.values),
+            "tarp_lower": ("position", found.band_lower.values),
+            "tarp_upper": ("position", found.band_upper.values),
+            "tarp_sensitivity": ("position", found.sensitivity.values),
+            "tarp_set_coverage": (("tarp_set", "position"), found.expected_coverage.values),
+            "tarp_set_p_value": ("tarp_set", found.set_p_value.values),
+            "tarp_p_value": ((), found.attrs["p_value"]),
+            "tarp_p_adjusted": ((), min(1.0, found.attrs["p_value"] * len(families))),
+        }
+        coords["tarp_kind"] = ("tarp_set", found.kind.values.astype(str))
+    report = xr.Dataset(data, coords=coords)
+    for name, text in LONG_NAMES.items():
+        if name in report:
+            report[name].attrs["long_name"] = text
+    if further is not None:
+        report = report.merge(further)
+        adjusted = float(min(1.0, further["local_global_p_value"].item() * len(families)))
+        report["local_global_p_adjusted"] = ((), adjusted)
+    report.attrs = {
+        "num_simulations": num,
+        "num_draws": num_draws,
+        "num_bins": tally.num_bins,
+        "num_tests": len(names) * 2 + len(families) - 2,
+        "families": ", ".join(families),
+        "alpha": alpha,
+        "seed": tally.seed,
+        **attrs,
+    }
+    report.attrs["verdict"], report.attrs["reason"] = state_verdict(report, alpha)
+    return report
+
+
+def _score_table(values: np.ndarray, baseline: np.ndarray, names: np.ndarray) -> dict[str, Any]:
+    """Means, standard errors and skill of ``(num, scores)``."""
+    root = np.sqrt(len(values))
+    mean, other = values.mean(0), baseline.mean(0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = mean / other
+        residual = (values - ratio * baseline).std(0, ddof=1) / root / np.abs(other)
+    gain, gain_error = other - mean, (baseline - values).std(0, ddof=1) / root
+    log = names == "log_score"
+    return {
+        "score_value": ("score", mean),
+        "score_error": ("score", values.std(0, ddof=1) / root),
+        "baseline_score": ("score", other),
+        "skill": ("score", np.where(log, gain, 1 - ratio)),
+        "skill_error": ("score", np.where(log, gain_error, residual)),
+    }
+
+
+def _spread_skill(spread: np.ndarray, skill: np.ndarray) -> dict[str, Any]:
+    """Root of mean variance over mean squared error, and its standard error (delta method)."""
+    if not skill.mean() > 0:
+        return {"spread_skill": ((), np.nan), "spread_skill_error": ((), np.nan)}
+    square = spread.mean() / skill.mean()
+    error = (spread - square * skill).std(ddof=1) / np.sqrt(len(skill)) / skill.mean()
+    return {
+        "spread_skill": ((), np.sqrt(square)),
+        "spread_skill_error": ((), error / (2 * np.sqrt(square)) if square > 0 else np.nan),
+    }

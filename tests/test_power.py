@@ -136,11 +136,11 @@ def test_the_kernel_test_of_an_exact_map_rejects_at_the_nominal_rate() -> None:
     problem = problems.load("linear-gaussian", dim=4, obs_dim=2, seed=0)
     vfm = VariationalFlowMap.for_problem(problem, adapter="full", observation="adapter")
     _, y, _ = problem.simulate(200, seed=0)
-    near_nominal(
-        {"KSD": correction.ksd(vfm, y, 100, num_bootstrap=199, seed=0)["p_value"].numpy()}
-    )
+    found = correction.ksd(vfm, y, 100, num_bootstrap=199, seed=0)["p_value"]
+    near_nominal({"KSD": (found <= 0.05).numpy()})
 
 
+@pytest.mark.slow
 def test_from_draws_fails_exact_posteriors_at_the_nominal_rate() -> None:
     reports = [verdict("exact", 50, 19, n, "from_draws") for n in range(200)]
     near_nominal(
@@ -151,9 +151,21 @@ def test_from_draws_fails_exact_posteriors_at_the_nominal_rate() -> None:
     )
 
 
+@pytest.mark.slow
 def test_calibrate_fails_exact_posteriors_at_the_nominal_rate() -> None:
     reports = [verdict("exact", 50, 19, n, "calibrate") for n in range(200)]
     near_nominal({"verdict": np.array([failed(report) for report in reports])})
+
+
+@pytest.mark.slow
+def test_posterior_sbc_fails_exact_posteriors_at_the_nominal_rate() -> None:
+    problem = problems.load("linear-gaussian", dim=3, obs_dim=2, sigma=(0.1, 1.0))
+    y, sigma = torch.tensor([[1.5, 0.3]]), {"sigma": torch.tensor([0.4])}
+    exact = problem.reference_posterior
+    reports = [
+        calibration.posterior_sbc(exact, problem, y, sigma, 50, 19, seed=n) for n in range(200)
+    ]
+    near_nominal({"posterior SBC": np.array([failed(report) for report in reports])})
 
 
 def test_tarp_without_data_rejects_exact_posteriors_at_the_nominal_rate() -> None:
@@ -198,7 +210,7 @@ def test_faults_are_caught_by_the_diagnostics_that_should(fault: str) -> None:
 @pytest.mark.parametrize("fault", FAULTS[1:])
 def test_the_kernel_test_catches_every_fault(fault: str) -> None:
     for number in range(2):
-        assert kernel_test(fault, 1200, number)["KSD"] <= 0.01
+        assert kernel_test(fault, 1200, number)["KSD"] <= 0.05
 
 
 @pytest.mark.parametrize("fault", FAULTS[1:])

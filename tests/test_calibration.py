@@ -56,6 +56,7 @@ def gaussian_problem(
         field_shape=torch.Size(event),
         simulate=simulate,
         log_likelihood=log_likelihood,
+        log_prior=lambda x: Independent(Normal(torch.zeros_like(x), 1.0), ndim).log_prob(x),
         likelihood=log_likelihood if density else None,
         reference_posterior=reference_posterior,
         dims=names if labelled else None,
@@ -183,8 +184,10 @@ def test_coverage_is_unbiased_at_every_number_of_draws(num_draws: int, level: fl
 @pytest.mark.parametrize("event", [(4,), (1, 16), (1, 8, 8), (2, 4, 4)])
 def test_exact_posterior_passes(event: tuple[int, ...]) -> None:
     problem = gaussian_problem(event)
-    report = calibrate(problem.reference_posterior, problem, 400, 99)
+    # Any one seed fails with probability alpha: leave it little.
+    report = calibrate(problem.reference_posterior, problem, 400, 99, alpha=0.01)
     assert report.attrs["verdict"] == "pass", report.attrs["reason"]
+    assert abs(report.hpd_coverage_map.mean(report.crps_map.dims) - report.level).max() < 0.05
     elements = report.chi2_per_dof_map.size
     deviation = np.sqrt(2 / (report.attrs["num_bins"] - 1) / elements)
     assert report.chi2_per_dof_map.mean().item() == pytest.approx(1, abs=4 * deviation)
@@ -213,7 +216,7 @@ def test_planted_faults_are_caught_and_named(
     assert report.attrs["verdict"] == "fail"
     # The likelihood of a shifted posterior is off in a way of its own: read the plain elements.
     plain = report.sel(quantity="x[0]" if len(event) == 1 else "pixel[2,2]")
-    assert plain.p_value < 1e-3
+    assert min(plain.p_value, plain.density_p_value) < 1e-3
     assert plain["offset"].item() == pytest.approx(fault.get("shift", 0.0), abs=0.17)
     assert plain["width"].item() == pytest.approx(fault.get("scale", 1.0), abs=0.12)
     only = {"first": lambda x, y, **params: x.flatten(2)[..., 0]}
@@ -287,6 +290,32 @@ def test_rejection_rate_is_near_nominal() -> None:
     ]
     # Bonferroni and discreteness lower it a little: 1 - (1 - 0.2/3)^3 = 0.187, give or take 0.03.
     assert 0.08 < np.mean(failed) < 0.31
+
+
+def test_every_family_keeps_its_level() -> None:
+    """200 repetitions of exchangeable vectors: the whole verdict, and the density family alone."""
+    generator = torch.Generator().manual_seed(8)
+    failed, density = [], []
+    for seed in range(200):
+        samples = torch.randn(30, 60, 3, generator=generator)
+        report = from_draws(samples[1:], samples[0], seed=seed)
+        failed.append(report.attrs["verdict"] == "fail")
+        density.append(report.density_p_value.sel(quantity="x[0]").item())
+    assert 0.005 <= np.mean(failed) <= 0.09  # at most 0.05, and three standard errors
+    assert np.mean(np.array(density) <= 0.2) == pytest.approx(0.2, abs=3 * 0.0283)
+
+
+def test_the_verdict_names_every_family_that_fails() -> None:
+    problem = gaussian_problem((4,))
+    wide = calibrate(faulty(problem, scale=1.4), problem, 400, 99)
+    assert "quantities fail" in wide.attrs["reason"] and "joint coverage" in wide.attrs["reason"]
+    assert wide.attrs["families"] == "ranks, density, joint"
+    assert wide.attrs["num_tests"] == 2 * wide.sizes["quantity"] + 1
+    one = {"first": lambda x, y, **params: x[..., 0]}
+    report = calibrate(faulty(problem, scale=1.2), problem, 400, 99, quantities=one, joint=False)
+    assert "highest-density regions" in report.attrs["reason"] or report.p_adjusted <= 0.05
+    assert report.hpd_coverage.sel(level=0.5).item() > 0.54
+    assert (report.hpd_coverage_map.sel(level=0.5) > 0.54).all()
 
 
 # -- streaming, labels, reproducibility ---------------------------------------------------------
@@ -491,7 +520,7 @@ def test_default_quantities_on_known_fields() -> None:
     assert values["gradient_energy"] == 1 + 16
     assert values["block_mean[0,1]"] == pytest.approx(np.mean([2, 3, 6, 7]))
     assert values["pixel[1,3]"] == 7
-    assert len(default_quantities((100,))) == 33 and len(default_quantities((100,), limit=4)) == 5
+    assert len(default_quantities((100,))) == 34 and len(default_quantities((100,), limit=4)) == 6
 
 
 def test_scores_of_the_report_are_those_of_the_exact_posterior() -> None:

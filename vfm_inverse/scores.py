@@ -160,9 +160,10 @@ def field_scores(draws: Tensor, truth: Tensor) -> Tensor:
 
 
 def variogram(x: Tensor) -> Tensor:
-    """Square roots of the differences of all unordered pairs: ``(*, d)`` to ``(*, d (d-1) / 2)``."""
-    a, b = torch.triu_indices(x.shape[-1], x.shape[-1], offset=1, device=x.device)
-    return (x[..., a] - x[..., b]).abs().sqrt()
+    """Square roots of the differences of all unordered pairs: ``(*, d)`` to ``(*, d(d-1)/2)``."""
+    gaps = range(1, x.shape[-1])
+    found = [(x[..., gap:] - x[..., :-gap]).abs_().sqrt_() for gap in gaps]
+    return torch.cat(found, dim=-1) if found else x[..., :0]
 
 
 def spread_elements(dim: int) -> list[int]:
@@ -290,8 +291,13 @@ def _pair_sum(x: Tensor, z: Tensor, function: Callable[[Tensor], Tensor]) -> Ten
 
 def _lag_distance(x: Tensor, lag: int) -> Tensor:
     """Norms of ``x_i - x_{i + lag}``, cyclic: ``(n, batch, d)`` to ``(n, batch)``."""
-    ends = x[lag:] - x[:-lag], x[:lag] - x[-lag:]
-    return torch.cat([torch.linalg.vector_norm(part, dim=-1) for part in ends])
+    found = []
+    for one, other in ((x[lag:], x[:-lag]), (x[:lag], x[-lag:])):
+        # Some draws at a time, so that differences stay in cache.
+        size = max(1, (2**17 if x.device.type == "cpu" else PAIRS) // x[0].numel())
+        for a, b in zip(one.split(size), other.split(size), strict=True):
+            found.append(torch.linalg.vector_norm(a - b, dim=-1))
+    return torch.cat(found)
 
 
 def _two_sets(draws: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:

@@ -28,6 +28,7 @@ when simulations are few, are put in order by the mean square distance from the 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping
 
 import numpy as np
@@ -38,6 +39,9 @@ from torch import Tensor
 from vfm_inverse import ranks
 
 __all__ = ["Tarp", "tarp"]
+
+#: Differences of draws and reference points that are held at once.
+DIFFERENCES = defaultdict(lambda: 2**26, cpu=2**17)
 
 LONG_NAMES = {
     "expected_coverage": "share of truths inside the credible region around the reference points",
@@ -212,8 +216,11 @@ class Tarp:
         order = order.to(points.device)
         place = order.argmin(0)  # of the truth in the permutation
         counts = []
+        # Some draws at a time, so that differences stay in cache.
+        parts = points.split(max(1, DIFFERENCES[points.device.type] // points[0].numel()))
         for reference in sets:
-            distance = torch.linalg.vector_norm(points - reference, dim=-1).gather(0, order)
+            norms = [torch.linalg.vector_norm(part - reference, dim=-1) for part in parts]
+            distance = torch.cat(norms).gather(0, order)
             rank = _places(distance)
             counts.append(torch.cat([rank.gather(0, place[None]).cpu(), rank.cpu()[chosen, at]]))
         found = torch.stack(counts).numpy()  # (sets, 1 + num_null, block)
@@ -224,7 +231,8 @@ class Tarp:
         self.ranks[rows] = found[:, 0].T
         cell = np.searchsorted(self._cuts(), np.arange(self.num_draws + 1), side="right")
         flat = cell[found] + cells * np.arange(found[..., 0].size).reshape(*found.shape[:2], 1)
-        np.add.at(self.null.reshape(-1), flat.reshape(-1), 1)
+        counted = np.bincount(flat.reshape(-1), minlength=self.null.size)
+        self.null += counted.reshape(self.null.shape).astype(np.int32)
         self.seen[rows] = True
 
     def merge(self, other: Tarp) -> None:

@@ -1,8 +1,9 @@
 """Where a posterior fails: L-C2ST at every simulated observation.
 
-The classifier sees the test quantities of a truth or a draw and a few features of its observation:
-what it needs for a field, at a size that a thousand simulations can teach.  Truth and first draw of
-every simulation are the pairs it learns from; the next 64 draws are those it is asked about.
+The classifier sees the test quantities of a truth or a draw and a few features of its
+observation: what it needs for a field, at a size that a thousand simulations can teach.  Truth and
+first draw of every simulation are the pairs it learns from; the next 64 draws are those it is
+asked about.
 
 The p-value over all simulations is that of the mean statistic, exact as each of its terms
 (:mod:`vfm_inverse.local_tests`); the p-values of single simulations are for a picture and carry no
@@ -23,7 +24,7 @@ __all__ = ["local_map"]
 LONG_NAMES = {
     "local_p_value": "L-C2ST p-value at each simulation, not corrected for their number",
     "local_statistic": "mean square of classifier probability minus one half",
-    "local_probability": "mean probability that a draw is a truth; below 1/2: too many draws there",
+    "local_probability": "mean probability that a draw is a truth; below 1/2 with too many draws",
     "local_observation": "principal coordinates of the observations' features",
     "local_global_p_value": "p-value of the mean statistic over all simulations",
 }

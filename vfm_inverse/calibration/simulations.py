@@ -110,7 +110,7 @@ def calibrate(
     if quantities is None:
         density = None if problem.likelihood is None else problem.log_likelihood
         quantities = default_quantities(x.shape[1:], density)
-    run = Run(posterior_fn, x, y, params, base, num_draws, chunk, baseline, problem)
+    run = Run(posterior_fn, x, y, params, base, num_draws, chunk, baseline, problem.log_prior)
     tally = _tally(quantities, num_draws, x, y, base, joint, local, baseline, memory)
     settings = {
         "seed": base,
@@ -183,7 +183,7 @@ class Run:
     num_draws: int
     chunk: int
     baseline: Callable[..., Any] | None
-    problem: InverseProblem
+    log_prior: Callable[[Tensor], Tensor] | None
 
     def units(self) -> list[slice]:
         """Rows of all units."""
@@ -250,9 +250,8 @@ class Run:
                 shape = torch.Size([min(self.num_draws, MEMBERS), *x.shape])
                 other = _draws(reference, "baseline", shape)
                 other_log = _log_score(reference, x)
-        else:
-            prior = getattr(self.problem, "log_prior", None)
-            other_log = None if prior is None or log_score is None else -prior(x)
+        elif self.log_prior is not None and log_score is not None:
+            other_log = -self.log_prior(x)
         tally.add(
             rows.start,
             buffer,

@@ -80,8 +80,8 @@ def _density(report: xr.Dataset, alpha: float) -> str | None:
     return (
         f"the highest-density regions of {int(failed.sum())} of {report.sizes['quantity']} "
         f"quantities fail, '{worst.quantity.item()}' most strongly "
-        f"({_p(worst.density_p_adjusted.item())}): those of 90 % hold {100 * covered:.3g} % of the "
-        "truths"
+        f"({_p(worst.density_p_adjusted.item())}): those of 90 % hold {100 * covered:.3g} % of "
+        "the truths"
     )
 
 

@@ -1,7 +1,7 @@
 """Peak memory of the calibration of a 64 x 64 field, beyond that of preparing it.
 
 Each case runs in a process of its own, whose peak resident memory (VmHWM of Linux) is compared
-with that of a process with two simulations and two draws.  The synthetic posterior draws white
+with that of a process with four simulations and two draws.  The synthetic posterior draws white
 noise, as cheaply as can be; the default map of the field is an untrained U-Net with its Gaussian
 start.  Draws are dropped block by block, so the peak must not grow with the number of simulations.
 
@@ -84,7 +84,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     for posterior, numbers in (("synthetic", args.simulations), ("network", args.network)):
         if not numbers:
             continue
-        baseline = peak(posterior, args.size, 2, 2)["peak"]
+        baseline = peak(posterior, args.size, 4, 2)["peak"]
         figures[posterior] = {"baseline MiB": baseline / MIB}
         for num in numbers:
             found = peak(posterior, args.size, num, args.draws)
@@ -99,7 +99,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--draws", type=int, default=1000)
-    parser.add_argument("--simulations", nargs="*", type=int, default=[10, 40])
+    parser.add_argument("--simulations", nargs="*", type=int, default=[24, 72])
     parser.add_argument("--network", nargs="*", type=int, default=[2], help="with the default map")
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

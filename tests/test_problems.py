@@ -369,7 +369,7 @@ def test_the_baseline_is_the_posterior_of_its_gaussian_prior(case: str) -> None:
     counts = torch.bincount(ranks // 8, minlength=8).double() / ranks.numel()
     assert float((counts - 1 / 8).abs().max()) < 0.01
     # The density, against torch's with the covariance that the textbook formula gives.
-    sigma = params["sigma"][0].double()
+    sigma = params["sigma"][0].double() if "sigma" in params else 0.05
     mask = params["mask"][0].double().flatten() if "mask" in params else None
     columns = torch.eye(256).reshape(-1, 1, 16, 16)
     assert problem.physics is not None
@@ -439,9 +439,9 @@ def test_phantoms_are_bodies_with_ellipses_in_them() -> None:
     assert pictures.shape == (500, 1, 32, 32)
     assert float(pictures.min()) == 0 and 1 < float(pictures.max()) <= 1 + 5 * 0.5
     assert bool((pictures[..., [0, -1], :] == 0).all()), "the body touches the edge"
-    # What is in the body adds as much as it takes away, but for what the clipping at 0 leaves.
+    # What is in the body adds as much as it takes away; pixels on its edge are partly outside.
     body = pictures[pictures > 0]
-    assert 0.95 < float(body.mean()) < 1.1 and float((body == 1).double().mean()) > 0.3
+    assert 0.85 < float(body.mean()) < 1.05 and float((body == 1).double().mean()) > 0.3
 
 
 def test_an_ellipse_has_its_area() -> None:

@@ -2,8 +2,9 @@
 
 Run with ``python -m tests.benchmarks.problem_gallery NAME ...``. Each problem goes through
 ``vfm-inverse train`` with its defaults and the few settings of :data:`SETTINGS`, which keep a run
-within minutes of one core; a run that is already there is only drawn again. Printed are the
-figures of the page, and the picture goes to ``docs/_static/problems``.
+within minutes of one core; a run that is already there is only drawn again. The figures are
+printed and put into ``docs/problems/NAME.md``, between its two marks; the picture goes to
+``docs/_static/problems``.
 
 ``energy_score_start`` is that of the untrained map, the classical answer; ``_prior`` of draws that
 ignore the observation, ``_exact`` of the exact posterior where there is one. All four are means
@@ -25,6 +26,8 @@ from typing import Any
 
 import torch
 import xarray as xr
+from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 
 from tests.benchmarks.common import rounded
@@ -36,6 +39,7 @@ from vfm_inverse.randomness import seeded
 from vfm_inverse.scores import energy_score
 
 ROOT = Path(__file__).resolve().parents[2]
+BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
 #: Optimiser steps and simulations a step. The start is exact for the linear Gaussian problems, so
 #: that training has nothing to find there; the others stop while they still improve.
 SETTINGS: dict[str, tuple[int, int]] = {
@@ -48,13 +52,13 @@ SETTINGS: dict[str, tuple[int, int]] = {
     "linear-gaussian": (500, 128),
     "rotated-gaussian": (500, 128),
     "lognormal-field": (2000, 128),
-    "darcy": (200, 32),
+    "darcy": (150, 32),
     "darcy-64": (500, 64),
-    "travel-time-eikonal": (200, 32),
+    "travel-time-eikonal": (150, 32),
     "lorenz96-window": (2000, 64),
-    "fwi-small": (200, 32),
-    "ct": (200, 32),
-    "mri": (200, 32),
+    "fwi-small": (150, 32),
+    "ct": (150, 32),
+    "mri": (150, 32),
     "photo-deblur": (200, 32),
     "photo-inpaint": (200, 32),
 }
@@ -154,6 +158,53 @@ def figures_of(
     return figures
 
 
+def percent(value: float) -> str:
+    """A share, in percent."""
+    return f"{100 * value:.1f} %"
+
+
+def page(name: str, record: dict[str, Any], title: str) -> str:
+    """What stands between the marks of a page: the picture, and the figures as a table."""
+    score = record["energy_score"]
+    scores = [f"{score:.4g} with this map", f"{record['energy_score_start']:.4g} untrained"]
+    if "energy_score_exact" in record:
+        scores.append(f"{record['energy_score_exact']:.4g} exact")
+    scores.append(f"{record['energy_score_prior']:.4g} from the prior")
+    verdict = f"**{record['verdict']}**: {record['reason']}"
+    checked = f"{record['simulations']} simulations of {record['draws']} draws"
+    rows = {
+        "calibration": verdict,
+        "90 % intervals hold": f"{percent(record['coverage_90'])} of the truths ({checked})",
+        "energy score": ", ".join(scores),
+        "better than": f"the untrained map by {percent(record['skill_start'])}, than the prior by "
+        f"{percent(record['skill_prior'])}",
+        "training and check": f"{record['cpu_seconds']:.0f} s of one core at 2.5 GHz",
+    }
+    table = "".join(f"| {key} | {value} |\n" for key, value in rows.items())
+    return (
+        f"![{title}](../_static/problems/{name}.png)\n\n| | |\n|---|---|\n{table}\n"
+        f"`python -m tests.benchmarks.problem_gallery {name}` makes picture and figures, from\n\n"
+        f"```console\n$ {record['command']}\n```\n"
+    )
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a picture of 256 colours, a third of the size of one of all."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=105)
+    Image.open(buffer).convert("RGB").quantize(256).save(path, optimize=True)
+
+
+def put(path: Path, text: str) -> None:
+    """Replace what stands between the marks of a page."""
+    old = path.read_text()
+    head, _, rest = old.partition(BEGIN)
+    _, mark, tail = rest.partition(END)
+    if not mark:
+        raise ValueError(f"'{path}' has no lines '{BEGIN}' and '{END}'")
+    path.write_text(f"{head}{BEGIN}\n\n{text}\n{END}{tail}")
+
+
 def main(args: argparse.Namespace) -> None:
     """Train, check and draw the problems, one after the other."""
     torch.set_num_threads(1)
@@ -168,7 +219,9 @@ def main(args: argparse.Namespace) -> None:
         if "energy_score" not in record:
             record |= figures_of(vfm, problem, report)
             (folder / "gallery.json").write_text(json.dumps(record))
-        picture(vfm, problem, report, seed=args.seed).savefig(args.out / f"{name}.png", dpi=105)
+        save(picture(vfm, problem, report, seed=args.seed), args.out / f"{name}.png")
+        title = f"Truth, observation, posterior and calibration of {name}"
+        put(ROOT / "docs" / "problems" / f"{name}.md", page(name, record, title))
         print(json.dumps({"problem": name, **rounded(record)}, indent=2), flush=True)
 
 

@@ -101,7 +101,7 @@ def _fields(figure: SubFigure, problem: InverseProblem, data: xr.Dataset, x: xr.
     spread = image(below[2], std, bare=True, cmap="magma", vmin=0, vmax=float(std.max()))
     below[2].set_title("posterior std")
     _bar(below[2], spread, problem.units)
-    figure.suptitle(_caption(problem), fontsize=9, color="#444444")
+    figure.suptitle(_caption(problem), x=0.01, ha="left", fontsize=9, color="#444444")
 
 
 def _observation(
@@ -114,7 +114,7 @@ def _observation(
         if f"{prefix}_x" in y.coords:
             return _stations(panel, y, prefix, x)
     if name in RAYS:
-        return _rays(panel, y, x, style)
+        return _rays(panel, y, x)
     if name == "mri":
         size = np.log10(np.sqrt((y**2).sum("part", skipna=False)).clip(min=1e-2))
         drawn = image(panel, size, cmap="gray")
@@ -162,7 +162,7 @@ def _stations(panel: Axes, y: xr.DataArray, prefix: str, x: xr.DataArray) -> Non
     _bar(panel, drawn, y.attrs.get("units"))
 
 
-def _rays(panel: Axes, y: xr.DataArray, x: xr.DataArray, style: dict[str, Any]) -> None:
+def _rays(panel: Axes, y: xr.DataArray, x: xr.DataArray) -> None:
     """Straight lines from sources to receivers in the colour of what crosses them on average."""
     from matplotlib.collections import LineCollection
 
@@ -171,11 +171,9 @@ def _rays(panel: Axes, y: xr.DataArray, x: xr.DataArray, style: dict[str, Any]) 
     length = np.hypot(side, end - start)
     average = y.values / length if x.attrs["units"] == "s km-1" else np.log(length / y.values)
     lines = [[(0, a), (side, b)] for a, b in zip(start, end, strict=True)]
-    panel.add_collection(
-        LineCollection(
-            lines, array=average, cmap=style["cmap"], clim=(style["vmin"], style["vmax"]), lw=0.9
-        )
-    )
+    drawn = LineCollection(lines, array=average, cmap="cividis", lw=0.9)
+    panel.add_collection(drawn)
+    _bar(panel, drawn, x.attrs["units"])
     panel.set(xlim=(0, side), ylim=(0, side), aspect="equal", xticks=[], yticks=[])
     if x.z.attrs.get("positive") == "down":
         panel.invert_yaxis()
@@ -209,9 +207,10 @@ def _curves(figure: SubFigure, problem: InverseProblem, data: xr.Dataset, x: xr.
         panel.plot(where, field[index], color=BLUE, lw=0.6, alpha=0.7, label=label)
     panel.plot(where, field.mean("draw"), color=BLUE, lw=1.6, label="mean")
     panel.plot(where, x, color=BLACK, lw=1.3, label="truth")
-    panel.set(xlim=(where[0], where[-1]), xlabel=axis_label(x, 0), ylabel="field")
+    panel.set(xlim=(where[0], where[-1]), xlabel=axis_label(x, 0))
+    panel.set_ylabel((problem.long_name or "field").split(" of ")[0])
     panel.legend(ncols=6, loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=7)
-    figure.suptitle(_caption(problem), fontsize=9, color="#444444")
+    figure.suptitle(_caption(problem), x=0.01, ha="left", fontsize=9, color="#444444")
 
 
 def _vectors(
@@ -257,7 +256,14 @@ def _calibration(figure: SubFigure, report: xr.Dataset) -> None:
     for index in order:
         color = VERMILION if failing[index] else BLUE
         ranks.plot(position, curves[index], color=color, lw=0.7, alpha=0.8)
+    # A quantity that is all wrong would squeeze the others flat.
+    reach = min(1.05 * float(abs(curves).max()), 4 * float(upper.max()))
     ranks.set(xlim=(0, 1), xlabel="fractional rank of the truth", ylabel="ECDF minus uniform")
+    ranks.set_ylim(-max(reach, 1.1 * upper.max()), max(reach, 1.1 * upper.max()))
+    if failing.any():
+        worst = report.quantity.values[np.lexsort((-report.chi2_per_dof, report.p_adjusted))[0]]
+        at = {"transform": ranks.transAxes, "fontsize": 7, "color": VERMILION}
+        ranks.text(0.97, 0.03, f"worst: {worst}", ha="right", va="bottom", **at)
     ranks.set_title(f"ranks: {failing.sum()} of {len(failing)} outside", fontsize=9)
     level = report.level.values
     noise = 1.96 * np.sqrt(level * (1 - level) / int(report.attrs["num_simulations"]))

@@ -311,6 +311,7 @@ def test_waveforms_have_the_derivative_of_a_taylor_test() -> None:
     assert math.log2(remainders[1] / remainders[2]) >= 1.9, remainders
 
 
+@pytest.mark.filterwarnings("ignore:At least six grid cells:UserWarning")  # the check's own fields
 def test_waveforms_are_certified_where_the_time_step_is_stable() -> None:
     """Where it is not, deepwave resamples, and its backward pass is not that of the resampling."""
     pytest.importorskip("deepwave")
@@ -355,7 +356,8 @@ def test_waves_have_a_greatest_velocity() -> None:
     pytest.importorskip("deepwave")
     physics = waveform_physics()
     fast = torch.full((1, 1, 20, 20), math.log(4000.0))
-    torch.testing.assert_close(physics.A(fast + 1), physics.A(fast))
+    y = physics.A(fast)
+    torch.testing.assert_close(physics.A(fast + 1), y, rtol=0, atol=1e-4 * float(y.abs().max()))
 
 
 def test_sensors_of_darcy_are_point_observations_of_the_pressure() -> None:

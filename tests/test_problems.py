@@ -5,6 +5,8 @@ from __future__ import annotations
 import builtins
 import json
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -135,6 +137,20 @@ def reference(problem: InverseProblem, y: Tensor, params: dict[str, Tensor]) -> 
 def test_every_problem_is_a_case() -> None:
     assert {name for name, _ in CASES.values()} == problems.available().keys()
     assert all(len(line) < 90 for line in problems.available().values())
+
+
+@pytest.mark.parametrize("name", problems.available())
+def test_every_problem_has_a_page(name: str) -> None:
+    docs = Path(__file__).resolve().parents[1] / "docs"
+    page, table = (
+        (docs / "problems" / f"{name}.md").read_text(),
+        (docs / "problems.md").read_text(),
+    )
+    assert page.startswith(f"# {name}\n") and f'problems.load("{name}"' in page
+    assert f"[`{name}`](problems/{name}.md)" in table and f"\nproblems/{name}\n" in table
+    figures = page.partition("<!-- figures -->")[2].partition("<!-- end of figures -->")[0]
+    for picture in re.findall(r"\]\(\.\./(_static/[^)]*)\)", figures):
+        assert (docs / picture).is_file(), picture
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -119,7 +119,7 @@ def _observation(
         size = np.log10(np.sqrt((y**2).sum("part", skipna=False)).clip(min=1e-2))
         drawn = image(panel, size, cmap="gray")
         panel.set_title("observation: k-space")
-        return _bar(panel, drawn, None, "log10 |y|")
+        return _bar(panel, drawn, None, "log10")
     if name == "ct":
         drawn = panel.pcolormesh(y.angle, y.ray, y, cmap="gray", shading="nearest")
         panel.set(xlabel="angle [degree]", ylabel="ray [cm]", title="observation: sinogram")
@@ -158,7 +158,9 @@ def _stations(panel: Axes, y: xr.DataArray, prefix: str, x: xr.DataArray) -> Non
         set_limits(axis[0] - half, axis[-1] + half)
     panel.set(xticks=[], yticks=[], aspect="equal")
     if times > 1:
-        panel.set_title("observation: " + ", ".join(f"{t:g}" for t in y.time.values) + " s")
+        hours = float(y.time.max()) > 3600
+        at = y.time.values / (3600 if hours else 1)
+        panel.set_title("after " + ", ".join(f"{t:g}" for t in at) + (" h" if hours else " s"))
     _bar(panel, drawn, y.attrs.get("units"))
 
 
@@ -177,7 +179,7 @@ def _rays(panel: Axes, y: xr.DataArray, x: xr.DataArray) -> None:
     panel.set(xlim=(0, side), ylim=(0, side), aspect="equal", xticks=[], yticks=[])
     if x.z.attrs.get("positive") == "down":
         panel.invert_yaxis()
-    panel.set_title("observation: ray averages")
+    panel.set_title("observation: rays")
 
 
 # -------------------------------------------------------------------------------------------------

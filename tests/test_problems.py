@@ -6,6 +6,7 @@ import builtins
 import json
 import math
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -580,6 +581,12 @@ def test_without_scikit_image_the_error_names_the_extra(monkeypatch: pytest.Monk
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ImportError, match=r"pip install 'vfm-inverse\[photos\]'"):
         problems.load("photo-deblur")
+
+
+def test_without_deepwave_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "deepwave", None)
+    with pytest.raises(ImportError, match=r"pip install 'vfm-inverse\[waves\]'"):
+        problems.load("fwi-small")
 
 
 @pytest.mark.parametrize(

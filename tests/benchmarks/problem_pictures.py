@@ -50,7 +50,8 @@ def picture(
     """
     from matplotlib.figure import Figure
 
-    x, y, params = problem.simulate(3, split="test", seed=seed)
+    vector = len(problem.field_shape) == 1
+    x, y, params = problem.simulate(6 if vector else 3, split="test", seed=seed)
     with seeded(seed):
         draws = vfm(y, **params).sample((NUM_DRAWS,))
     data = to_xarray(draws, problem, y, params=params)
@@ -218,26 +219,24 @@ def _curves(figure: SubFigure, problem: InverseProblem, data: xr.Dataset, x: xr.
 def _vectors(
     figure: SubFigure, draws: xr.DataArray, x: xr.DataArray, exact: np.ndarray | None
 ) -> None:
-    """Pairs of components: three observations of the plane, or three pairs of one observation."""
+    """Six observations of the plane, or three pairs of components of two observations."""
     dim = draws.shape[-1]
-    pairs = [(0, 0, 1)] * 3 if dim == 2 else [(0, 0, 1), (0, 2, 3), (0, dim - 2, dim - 1)]
-    panels = figure.subplots(2, 3, height_ratios=(1, 0.001))[0]
-    for number, (panel, (row, i, j)) in enumerate(zip(panels, pairs, strict=True)):
-        row = number if dim == 2 else row
+    panels = figure.subplots(2, 3).ravel()
+    plane = [(row, 0, 1) for row in range(6)]
+    pairs = [(row, i, i + 1) for row in range(2) for i in (0, max(0, dim // 2 - 1), dim - 2)]
+    for panel, (row, i, j) in zip(panels, plane if dim == 2 else pairs, strict=True):
+        sets = [(draws.values, BLUE, 4, "draws")]
         if exact is not None:
-            panel.scatter(
-                exact[:, row, i], exact[:, row, j], 6, color=ORANGE, alpha=0.5, lw=0, label="exact"
-            )
-        points = draws.values[:, row]
-        panel.scatter(points[:, i], points[:, j], 4, color=BLUE, alpha=0.6, lw=0, label="draws")
-        panel.plot(x[row, i], x[row, j], "P", ms=9, mfc=BLACK, mec="white", ls="", label="truth")
+            sets.insert(0, (exact, ORANGE, 7, "exact"))
+        for points, color, size, label in sets:
+            across, up = points[:, row, i], points[:, row, j]
+            panel.scatter(across, up, size, color=color, alpha=0.6, lw=0, label=label)
+        panel.plot(x[row, i], x[row, j], "P", ms=8, mfc=BLACK, mec="white", ls="", label="truth")
+        panel.set_title(f"observation {row + 1}", fontsize=8)
         panel.set(xlabel=f"component {i + 1}", ylabel=f"component {j + 1}")
-        panel.set_title(f"observation {number + 1}" if dim == 2 else "", fontsize=9)
         panel.grid(True)
-        panel.set_box_aspect(1)
-    panels[1].legend(
-        ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.25), markerscale=1.5, fontsize=8
-    )
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, ncols=3, loc="outside lower center", markerscale=1.5)
 
 
 # -------------------------------------------------------------------------------------------------

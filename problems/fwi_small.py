@@ -8,8 +8,8 @@ scalar wave equation
 with a Ricker wavelet :math:`q`. Where travel times keep one number of a record, the waveform keeps
 all of it: amplitudes, and what arrives later. The map is oscillatory, and a model whose waves come
 more than half a period late matches the wrong cycle (Virieux and Operto 2009,
-https://doi.org/10.1190/1.3238367): the velocity varies by less than that here, at the default
-standard deviation and frequency. Records are in units of their root mean square at the median
+https://doi.org/10.1190/1.3238367): half a period is 62 ms here, and arrivals on the far side have
+a standard deviation of about 20 ms. Records are in units of their root mean square at the median
 velocity. There is no exact posterior.
 
 The waves are those of the library deepwave: ``pip install 'vfm-inverse[waves]'``.

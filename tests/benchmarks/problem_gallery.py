@@ -179,8 +179,8 @@ def page(name: str, record: dict[str, Any], title: str) -> str:
         "calibration": verdict,
         "90 % intervals hold": f"{percent(record['coverage_90'])} of the truths ({checked})",
         "energy score": ", ".join(scores),
-        "better than": f"the untrained map by {percent(record['skill_start'])}, than the prior by "
-        f"{percent(record['skill_prior'])}",
+        "skill (lower score)": f"{percent(record['skill_start'])} over the untrained map, "
+        f"{percent(record['skill_prior'])} over the prior",
         "training and check": f"{record['cpu_seconds']:.0f} s of one core at 2.5 GHz",
     }
     table = "".join(f"| {key} | {value} |\n" for key, value in rows.items())
@@ -192,10 +192,11 @@ def page(name: str, record: dict[str, Any], title: str) -> str:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a picture of 256 colours, a third of the size of one of all."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=105)
-    Image.open(buffer).convert("RGB").quantize(256).save(path, optimize=True)
+    """Write a picture; one of more than 100 kB in 256 colours."""
+    figure.savefig(path, dpi=105)
+    if path.stat().st_size > 100_000:
+        plain = Image.open(path).convert("RGB")
+        plain.quantize(256, Image.Quantize.MAXCOVERAGE).save(path, optimize=True)
 
 
 def put(path: Path, text: str) -> None:

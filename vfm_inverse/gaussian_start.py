@@ -55,8 +55,8 @@ class RegressionStart(SharedBasis):
         xi = (xi - xi.mean(0)).double() / num**0.5
         cross = xi.T @ left  # d x m: xi against the whitened data
         directions, strength, mixing = torch.linalg.svd(cross, full_matrices=False)
-        # Of the variance that the sample happens to have along a direction (the strongest are those
-        # where it has more than one), of which chance alone explains a fraction m/n.
+        # Of the variance that the sample happens to have along a direction, as the strongest have
+        # more than one. Chance alone explains a fraction m/n.
         along = xi @ directions
         variance = along.square().sum(0)
         chance = min(data.shape[1] / num, 0.5)

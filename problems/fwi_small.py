@@ -54,7 +54,7 @@ def make(
         size: nodes along a side of the square.
         num_shots, num_receivers: evenly spaced along the left and the right edge.
         num_times: samples of a record, which ends when a wave at three quarters of the median
-            velocity has crossed the square.
+            velocity has crossed the square and passed.
         sigma: standard deviation of the noise, or a range ``(low, high)`` drawn per sample, where
             1 is the root mean square of the records at the median velocity.
         side: of the square, in metres.
@@ -73,8 +73,8 @@ def make(
             f"got {num_shots}, {num_receivers}, {side}, {velocity} and {frequency}"
         )
     spacing, fastest = side / (size - 1), velocity * math.exp(FASTEST * std)
-    delay = 1.2 / frequency  # by then the wavelet has risen from nothing to its peak
-    sampling = (delay + side / (0.75 * velocity)) / num_times
+    delay = 1.2 / frequency  # of the wavelet's peak; it lasts twice as long
+    sampling = (2 * delay + side / (0.75 * velocity)) / num_times
     if sampling > 0.25 / frequency:
         raise ValueError(
             f"'num_times' must be at least {math.ceil(4 * frequency * sampling * num_times)} to "

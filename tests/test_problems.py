@@ -621,7 +621,7 @@ def test_without_deepwave_the_error_names_the_extra(monkeypatch: pytest.MonkeyPa
         ("mri", {"acceleration": 10.0}, r"'center' must lie in \(0, 1 / acceleration\]"),
         ("mri", {"prior": "faces"}, "'prior' must be 'phantoms' or 'photographs'"),
         ("fwi-small", {"num_shots": 0}, "'num_shots', 'num_receivers', .* must be positive"),
-        ("fwi-small", {"num_times": 10}, "'num_times' must be at least 18 to resolve"),
+        ("fwi-small", {"num_times": 10}, "'num_times' must be at least 23 to resolve"),
         ("photo-inpaint", {"size": 4}, "'size' must lie in"),
         ("photo-inpaint", {"keep": (0.9, 0.2)}, "'keep' must be a range"),
     ],

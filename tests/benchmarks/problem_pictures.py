@@ -119,7 +119,7 @@ def _observation(
     if name == "mri":
         size = np.log10(np.sqrt((y**2).sum("part", skipna=False)).clip(min=1e-2))
         drawn = image(panel, size, cmap="gray")
-        panel.set_title("observation: k-space")
+        panel.set_title("k-space")
         return _bar(panel, drawn, None, "log10")
     if name == "ct":
         drawn = panel.pcolormesh(y.angle, y.ray, y, cmap="gray", shading="nearest")

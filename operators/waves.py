@@ -22,9 +22,12 @@ from vfm_inverse.operators.masked import MaskedPhysics
 
 __all__ = ["FullWaveform"]
 
+BOUND = 1.001
+"""deepwave refuses a velocity above its bound by no more than rounding."""
+
 
 class FullWaveform(MaskedPhysics):
-    """Log-velocity ``(batch, 1, H, W)`` to seismograms ``(batch, S, R, num_times)``.
+    """Log-velocity ``(batch, 1, H, W)`` to seismograms ``(batch, S, R, num_samples)``.
 
     Units: ``x = ln(v / (m/s))``, ``spacing`` in metres, ``dt`` in seconds. Each of the S sources
     is a shot of its own, recorded by all R receivers. Plain backward passes and forward mode go
@@ -36,11 +39,16 @@ class FullWaveform(MaskedPhysics):
         receivers: grid indices ``(R, 2)``.
         wavelet: source time function ``q``, ``(num_times,)``.
         spacing: grid spacing.
-        dt: time step of the wavelet and of the data; deepwave takes smaller steps where stability
-            asks for them.
-        max_velocity: an upper bound in m/s, which fixes that inner step: without it the step, and
-            so the map, would depend on the batch.
+        dt: time step of the wavelet. Where stability asks for smaller ones, ``dt`` above
+            ``0.6 spacing / (sqrt(2) max_velocity)``, deepwave takes them and resamples, and its
+            gradient is then off by some tenths of a percent: choose a small ``dt`` and a large
+            ``every`` instead.
+        max_velocity: an upper bound in m/s, which fixes the inner steps: without it these, and
+            so the map, would depend on the batch. Faster nodes count as this fast.
         noise_model: deepinv noise model; Gaussian with sigma 0.1 by default.
+        every: time steps from one sample of the data to the next.
+        pml_width: cells of the absorbing layer at every edge. On a small grid most of the work is
+            done there: 8 cells are half the cost of 20, and reflect a little more.
 
     Raises:
         ImportError: deepwave is not installed.
@@ -57,6 +65,8 @@ class FullWaveform(MaskedPhysics):
         dt: float,
         max_velocity: float,
         noise_model: NoiseModel | None = None,
+        every: int = 1,
+        pml_width: int = 20,
     ) -> None:
         _deepwave()
         super().__init__(noise_model or GaussianNoise(0.1))
@@ -72,23 +82,33 @@ class FullWaveform(MaskedPhysics):
                 )
             if not bool(((index.cpu() >= 0) & (index.cpu() < last)).all()):
                 raise ValueError(f"'{name}' must lie inside the grid {img_size[1:]}")
+        if every < 1 or pml_width < 1:
+            raise ValueError(
+                f"'every' and 'pml_width' must be positive; got {every} and {pml_width}"
+            )
         if wavelet.dim() != 1:
             raise ValueError(f"'wavelet' must have shape (num_times,); got {tuple(wavelet.shape)}")
         self.img_size = img_size
         self.spacing, self.dt, self.max_velocity = spacing, dt, max_velocity
+        self.every, self.pml_width = every, pml_width
         self.register_buffer("sources", sources)
         self.register_buffer("receivers", receivers)
         self.register_buffer("wavelet", wavelet)
 
     def predict(self, x: Tensor, **params: Any) -> Tensor:
-        """``(batch, 1, H, W)`` to ``(batch, S, R, num_times)``."""
+        """``(batch, 1, H, W)`` to ``(batch, S, R, num_samples)``."""
         if x.dim() != 4 or x.shape[1:] != self.img_size:
             raise ValueError(
                 f"'x' must have shape (batch, *{self.img_size}); got {tuple(x.shape)}"
             )
         batch, shots, num_receivers = len(x), len(self.sources), len(self.receivers)
         # deepwave's batch is over shots, each with a velocity of its own.
-        velocity = x.exp().expand(batch, shots, *self.img_size[1:]).flatten(0, 1)
+        velocity = (
+            x.exp()
+            .clamp(max=self.max_velocity)
+            .expand(batch, shots, *self.img_size[1:])
+            .flatten(0, 1)
+        )
         wavelet = self.wavelet.to(x).expand(batch * shots, 1, -1).contiguous()
         data = _deepwave().scalar(
             velocity.contiguous(),
@@ -97,10 +117,11 @@ class FullWaveform(MaskedPhysics):
             source_amplitudes=wavelet,
             source_locations=self.sources[:, None].repeat(batch, 1, 1),
             receiver_locations=self.receivers.expand(batch * shots, -1, -1).contiguous(),
-            max_vel=self.max_velocity,
+            max_vel=BOUND * self.max_velocity,
+            pml_width=self.pml_width,
             pml_freq=_dominant_frequency(self.wavelet, self.dt),
         )[-1]
-        return data.reshape(batch, shots, num_receivers, -1)
+        return data.reshape(batch, shots, num_receivers, -1)[..., :: self.every]
 
     def A_vjp(self, x: Tensor, v: Tensor) -> Tensor:
         """Gradient of ``<A(x), v>``, ``(batch, 1, H, W)``."""

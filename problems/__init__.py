@@ -65,6 +65,10 @@ _PROBLEMS = {
         "travel_time_eikonal",
         "log-velocity between two boreholes, from first-arrival times",
     ),
+    "fwi-small": (
+        "fwi_small",
+        "log-velocity between two boreholes, from whole seismograms",
+    ),
     "lorenz96-window": (
         "lorenz96_window",
         "state of the Lorenz 1996 system, from every other site over a window of time",
@@ -76,6 +80,14 @@ _PROBLEMS = {
     "photo-inpaint": (
         "photo_inpaint",
         "patches of photographs, missing pixels and boxes, noise of varying strength",
+    ),
+    "ct": (
+        "ct",
+        "slice of a body, from its X-ray shadows at few angles",
+    ),
+    "mri": (
+        "mri",
+        "complex picture from a few lines of k-space, other ones in every scan",
     ),
     "two-moons": (
         "two_moons",

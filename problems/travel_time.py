@@ -56,6 +56,7 @@ def make(
     depths = torch.cartesian_prod(down, up).reshape(-1, 2)
     sources = torch.stack([depths[:, 0], torch.zeros(len(depths))], 1)
     receivers = torch.stack([depths[:, 1], torch.ones(len(depths))], 1)
+    *z, attrs = cell_axis("z", size, 1 / size, "km")["z"]
     return linear_field_problem(
         StraightRays((1, size, size), sources, receivers, 1 / size, GaussianNoise(level)),
         (1, size, size),
@@ -67,7 +68,7 @@ def make(
         obs_units="s",
         long_name="slowness",
         dims=("z", "x"),
-        coords={**cell_axis("z", size, 1 / size, "km"), **cell_axis("x", size, 1 / size, "km")},
+        coords={"z": (*z, {**attrs, "positive": "down"}), **cell_axis("x", size, 1 / size, "km")},
         obs_dims=("ray",),
         obs_coords={
             "ray": np.arange(len(depths)),

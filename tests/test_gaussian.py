@@ -189,6 +189,23 @@ def test_regression_start_matches_the_exact_linear_posterior() -> None:
     assert error < 0.03
 
 
+def test_regression_start_is_no_surer_than_its_errors_on_fresh_simulations() -> None:
+    """Sharp data and few simulations, whose strongest directions vary more than by one."""
+    generator = torch.Generator().manual_seed(0)
+    operator = torch.logspace(0, -3, 150)[:, None] * torch.randn(150, 200, generator=generator)
+
+    def simulate(num: int) -> tuple[Tensor, Tensor]:
+        xi = torch.randn(num, 200, generator=generator)
+        return xi, xi @ operator.T + 0.01 * torch.randn(num, 150, generator=generator)
+
+    start = RegressionStart()
+    start.fit(*simulate(2000), 128)
+    xi, y = simulate(2000)
+    code = (xi - start(y, {}).loc) @ start.basis / start.scale
+    dispersion = code.square().mean(0)
+    assert 0.7 < float(dispersion.min()) and float(dispersion.max()) < 1.3
+
+
 def test_regression_of_pure_noise_informs_nothing() -> None:
     torch.manual_seed(6)
     blind = InverseProblem(

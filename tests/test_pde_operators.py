@@ -15,7 +15,13 @@ from torch.func import jacfwd, jacrev, jvp, vmap
 
 from vfm_inverse import operators
 from vfm_inverse.likelihood import Likelihood
-from vfm_inverse.operators import Darcy, FirstArrivals, FullWaveform, PointObservations
+from vfm_inverse.operators import (
+    Darcy,
+    FirstArrivals,
+    FullWaveform,
+    PointObservations,
+    verify,
+)
 from vfm_inverse.operators.darcy import solve_darcy
 from vfm_inverse.operators.masked import MaskedPhysics
 from vfm_inverse.operators.upwind import first_arrivals
@@ -303,6 +309,55 @@ def test_waveforms_have_the_derivative_of_a_taylor_test() -> None:
         abs(float((w * (physics.A(x + h * v) - y)).sum()) - h * slope) for h in (0.04, 0.02, 0.01)
     ]
     assert math.log2(remainders[1] / remainders[2]) >= 1.9, remainders
+
+
+@pytest.mark.filterwarnings("ignore:At least six grid cells:UserWarning")  # the check's own fields
+def test_waveforms_are_certified_where_the_time_step_is_stable() -> None:
+    """Where it is not, deepwave resamples, and its backward pass is not that of the resampling."""
+    pytest.importorskip("deepwave")
+    coarse = waveform_physics()
+    stable = 0.55 * coarse.spacing / (math.sqrt(2) * coarse.max_velocity)
+    every = math.ceil(coarse.dt / stable)
+    x = math.log(2000.0) + 0.05 * torch.randn(2, 1, 20, 20)
+    fine = torch.nn.functional.interpolate(
+        coarse.wavelet[None, None], scale_factor=every, mode="linear"
+    )[0, 0]
+    physics = FullWaveform(
+        (1, 20, 20),
+        coarse.sources,
+        coarse.receivers,
+        fine,
+        coarse.spacing,
+        coarse.dt / every,
+        coarse.max_velocity,
+        every=every,
+        pml_width=8,
+    )
+    assert physics.A(x).shape == coarse.A(x).shape
+    result = verify(physics, x)
+    assert result.passed, str(result)
+
+
+def test_sources_and_receivers_of_waves_change_places() -> None:
+    """Reciprocity: Green's function of the wave equation is symmetric."""
+    pytest.importorskip("deepwave")
+    physics = waveform_physics()
+    x = math.log(2000.0) + 0.2 * torch.randn(1, 1, 20, 20).double()
+    ends = physics.sources[:1], physics.receivers[2:]
+    there, back = (
+        FullWaveform((1, 20, 20), start, end, physics.wavelet, 10.0, 0.001, 4000.0).A(x)
+        for start, end in (ends, ends[::-1])
+    )
+    assert float(there.abs().max()) > 0
+    torch.testing.assert_close(there, back, rtol=0, atol=1e-3 * float(there.abs().max()))
+
+
+def test_waves_have_a_greatest_velocity() -> None:
+    pytest.importorskip("deepwave")
+    physics = waveform_physics()
+    fast = torch.full((1, 1, 20, 20), math.log(4000.0))
+    y = physics.A(fast)
+    torch.testing.assert_close(physics.A(fast + 1), y, rtol=0, atol=1e-4 * float(y.abs().max()))
 
 
 def test_sensors_of_darcy_are_point_observations_of_the_pressure() -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import builtins
 import json
 import math
+import re
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,12 +17,17 @@ from scipy import stats
 from torch import Tensor
 from torch.distributions import Distribution, MultivariateNormal
 
+import vfm_inverse as vi
 from vfm_inverse import problems
+from vfm_inverse.operators import verify
 from vfm_inverse.problem import InverseProblem
-from vfm_inverse.problems import checkerboard, photographs
+from vfm_inverse.problems import checkerboard, phantoms, photographs
 from vfm_inverse.problems.conjugate import ConjugateGaussian
 from vfm_inverse.problems.gaussian_prior import fit_gaussian, gaussian_prior_posterior
+from vfm_inverse.problems.mri import draw_lines
+from vfm_inverse.problems.phantoms import draw_phantoms
 from vfm_inverse.random_fields import matern_covariance
+from vfm_inverse.scores import energy_score
 
 # Settings small enough for a test; one line a variant.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -66,7 +74,18 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "darcy, channels": ("darcy", {"size": 8, "num_points": 12, "prior": "channels"}),
     "darcy-64": ("darcy-64", {}),
     "travel-time-eikonal": ("travel-time-eikonal", {"size": 8, "num_points": 3}),
+    "fwi-small": ("fwi-small", {"size": 12, "num_shots": 2, "num_receivers": 3, "frequency": 3.0}),
     "lorenz96-window": ("lorenz96-window", {}),
+    "ct": ("ct", {"size": 16}),
+    "ct, limited arc, photographs": (
+        "ct",
+        {"size": 12, "num_angles": 5, "arc": 90.0, "sigma": [0.02, 0.2], "prior": "photographs"},
+    ),
+    "mri": ("mri", {"size": 16}),
+    "mri, photographs, sigma varies": (
+        "mri",
+        {"size": 12, "sigma": [0.02, 0.2], "prior": "photographs"},
+    ),
     "two-moons": ("two-moons", {}),
     "slcp": ("slcp", {}),
     "gaussian-mixture": ("gaussian-mixture", {}),
@@ -84,7 +103,10 @@ NO_REFERENCE = (
     "seismic-deconvolution, sparse",
     "darcy",
     "travel-time-eikonal",
+    "fwi",
     "lorenz96",
+    "ct",
+    "mri",
     "slcp",
     "bernoulli",
     "student",
@@ -102,6 +124,8 @@ def _seeded() -> None:
 
 def make(case: str) -> InverseProblem:
     name, kwargs = CASES[case]
+    if name == "fwi-small":
+        pytest.importorskip("deepwave")
     return problems.load(name, **kwargs)
 
 
@@ -114,6 +138,20 @@ def reference(problem: InverseProblem, y: Tensor, params: dict[str, Tensor]) -> 
 def test_every_problem_is_a_case() -> None:
     assert {name for name, _ in CASES.values()} == problems.available().keys()
     assert all(len(line) < 90 for line in problems.available().values())
+
+
+@pytest.mark.parametrize("name", problems.available())
+def test_every_problem_has_a_page(name: str) -> None:
+    docs = Path(__file__).resolve().parents[1] / "docs"
+    page, table = (
+        (docs / "problems" / f"{name}.md").read_text(),
+        (docs / "problems.md").read_text(),
+    )
+    assert page.startswith(f"# {name}\n") and f'problems.load("{name}"' in page
+    assert f"[`{name}`](problems/{name}.md)" in table and f"\nproblems/{name}\n" in table
+    figures = page.partition("<!-- figures -->")[2].partition("<!-- end of figures -->")[0]
+    for picture in re.findall(r"\]\(\.\./(_static/[^)]*)\)", figures):
+        assert (docs / picture).is_file(), picture
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -327,7 +365,7 @@ def test_conjugate_gaussian_log_prob_and_moments() -> None:
     torch.testing.assert_close(draws.var(0), posterior.variance, rtol=0.05, atol=0)
 
 
-@pytest.mark.parametrize("case", ["photo-deblur", "photo-inpaint"])
+@pytest.mark.parametrize("case", ["photo-deblur", "photo-inpaint", "ct"])
 def test_the_baseline_is_the_posterior_of_its_gaussian_prior(case: str) -> None:
     """Exact for fields drawn from the fitted Gaussian: ranks, moments and density."""
     problem = make(case)
@@ -348,7 +386,7 @@ def test_the_baseline_is_the_posterior_of_its_gaussian_prior(case: str) -> None:
     counts = torch.bincount(ranks // 8, minlength=8).double() / ranks.numel()
     assert float((counts - 1 / 8).abs().max()) < 0.01
     # The density, against torch's with the covariance that the textbook formula gives.
-    sigma = params["sigma"][0].double()
+    sigma = params["sigma"][0].double() if "sigma" in params else 0.05
     mask = params["mask"][0].double().flatten() if "mask" in params else None
     columns = torch.eye(256).reshape(-1, 1, 16, 16)
     assert problem.physics is not None
@@ -397,6 +435,93 @@ def test_photographs_are_split_by_photograph() -> None:
             if split == "test":
                 candidates = candidates[:1]
             assert any(contains(picture, one) for picture in pictures for one in candidates)
+
+
+@pytest.mark.parametrize("case", ["ct", "mri", "fwi-small"])
+def test_imaging_problems_train(case: str) -> None:
+    """From the Gaussian start, which already beats the prior, a few steps do no harm."""
+    problem = make(case)
+    vfm = vi.VariationalFlowMap.for_problem(problem, num_simulations=1000, width=8)
+    vi.fit(vfm, problem, steps=4, batch_size=8, num_validation=32, progress=False)
+    x, y, params = problem.simulate(40, split="test", seed=0)
+    draws = vfm(y, **params).sample((20,))
+    assert draws.shape == (20, *x.shape) and bool(torch.isfinite(draws).all())
+    prior = problem.sample_prior(20 * 40, seed=1).unflatten(0, (20, 40))
+    ours, blind = energy_score(draws, x).mean(), energy_score(prior, x).mean()
+    assert float(ours) < 0.85 * float(blind)
+
+
+def test_phantoms_are_bodies_with_ellipses_in_them() -> None:
+    pictures = draw_phantoms(500, 32)
+    assert pictures.shape == (500, 1, 32, 32)
+    assert float(pictures.min()) == 0 and 1 < float(pictures.max()) <= 1 + 5 * 0.5
+    assert bool((pictures[..., [0, -1], :] == 0).all()), "the body touches the edge"
+    # What is in the body adds as much as it takes away; pixels on its edge are partly outside.
+    body = pictures[pictures > 0]
+    assert 0.85 < float(body.mean()) < 1.05 and float((body == 1).double().mean()) > 0.3
+
+
+def test_an_ellipse_has_its_area() -> None:
+    axes, tilt = torch.tensor([[0.5, 0.2], [0.3, 0.7]]), torch.tensor([0.0, 1.0])
+    for size in (32, 128):
+        inside = phantoms._ellipse(phantoms.pixel_grid(size), torch.zeros(2, 2), axes, tilt)
+        area = inside.sum((1, 2)) * (2 / size) ** 2
+        torch.testing.assert_close(area, math.pi * axes.prod(-1), rtol=0.02, atol=0)
+
+
+def test_a_sinogram_is_made_of_line_integrals() -> None:
+    problem = problems.load("ct", size=32, num_angles=8)
+    x = problem.sample_prior(20, seed=0)
+    assert problem.physics is not None
+    y = problem.physics.A(x)
+    # At 0 degrees the rays run down the columns, in the middle of a wider detector.
+    columns = x.sum(2)[:, 0]
+    start = (y.shape[2] - 32 + 1) // 2
+    torch.testing.assert_close(y[:, 0, start : start + 32, 0], columns, rtol=0, atol=1e-4)
+    # Each direction meets all of the body: the sum over rays is the sum over pixels.
+    total = x.sum((1, 2, 3))[:, None].expand(-1, 8)
+    torch.testing.assert_close(y.sum(2)[:, 0], total, rtol=0.01, atol=0)
+    assert verify(problem.physics, x[:2]).passed
+
+
+def test_k_space_is_a_fourier_transform_behind_its_mask() -> None:
+    problem = problems.load("mri", size=16, acceleration=2.5)
+    assert problem.physics is not None and problem.likelihood is not None
+    assert verify(problem.physics, problem.sample_prior(2, seed=1)).passed
+    x = problem.sample_prior(30, seed=0)
+    params = problem.sample_params(30, seed=0)
+    picture = torch.complex(x[:, 0].double(), x[:, 1].double())
+    shifted = torch.fft.ifftshift(picture, dim=(-2, -1))
+    waves = torch.fft.fftshift(torch.fft.fft2(shifted, norm="ortho"), dim=(-2, -1))
+    y = problem.physics.A(x, **params)
+    expected = torch.stack([waves.real, waves.imag], 1).float() * params["mask"]
+    torch.testing.assert_close(y, expected, rtol=0, atol=1e-5)
+    noise = problem.observe(x, seed=0, **params) - y
+    seen = params["mask"].expand_as(noise) > 0
+    assert bool((noise[~seen] == 0).all())
+    assert float(noise[seen].std()) == pytest.approx(0.05, rel=0.05)
+
+
+def test_lines_of_k_space_have_the_acceleration() -> None:
+    mask = draw_lines(4000, 32, acceleration=4.0, center=0.125)
+    assert mask.shape == (4000, 1, 32, 32) and set(mask.unique().tolist()) == {0.0, 1.0}
+    assert bool((mask == mask[:, :, :1]).all())
+    rates = mask[:, 0, 0].mean(0)
+    assert bool((rates[14:18] == 1).all())  # zero wave number is number 16
+    outer = torch.cat([rates[:14], rates[18:]])
+    assert float(mask.mean()) == pytest.approx(1 / 4, abs=0.005)
+    assert float((outer - 1 / 7).abs().max()) < 0.03
+
+
+def test_magnitudes_are_phantoms_and_phases_smooth() -> None:
+    x = problems.load("mri").sample_prior(100, seed=0)
+    magnitude = x.square().sum(1).sqrt()
+    inside = magnitude > 0.3
+    assert 0.9 < float(magnitude[inside].mean()) < 1.1
+    phase = torch.atan2(x[:, 1], x[:, 0])
+    steps = phase.diff(dim=-1)[inside[..., 1:] & inside[..., :-1]]
+    wrapped = torch.remainder(steps + math.pi, 2 * math.pi) - math.pi
+    assert 0.01 < float(wrapped.square().mean().sqrt()) < 0.15
 
 
 @pytest.mark.parametrize("case", ["photo-deblur", "photo-inpaint"])
@@ -458,6 +583,12 @@ def test_without_scikit_image_the_error_names_the_extra(monkeypatch: pytest.Monk
         problems.load("photo-deblur")
 
 
+def test_without_deepwave_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "deepwave", None)
+    with pytest.raises(ImportError, match=r"pip install 'vfm-inverse\[waves\]'"):
+        problems.load("fwi-small")
+
+
 @pytest.mark.parametrize(
     ("name", "kwargs", "message"),
     [
@@ -484,6 +615,13 @@ def test_without_scikit_image_the_error_names_the_extra(monkeypatch: pytest.Monk
         ("seismic-deconvolution", {"length": 1}, "'length' must be at least 2"),
         ("photo-deblur", {"blur": 9}, "'blur' in .* got 32 and 9"),
         ("photo-deblur", {"size": 4}, "'size' must lie in"),
+        ("ct", {"arc": 200.0}, r"'arc' in \(0, 180\]; got 32, 12 and 200.0"),
+        ("ct", {"prior": "faces"}, "'prior' must be 'phantoms' or 'photographs'"),
+        ("mri", {"phase": -1.0}, "'phase' not be negative; got 24 and -1.0"),
+        ("mri", {"acceleration": 10.0}, r"'center' must lie in \(0, 1 / acceleration\]"),
+        ("mri", {"prior": "faces"}, "'prior' must be 'phantoms' or 'photographs'"),
+        ("fwi-small", {"num_shots": 0}, "'num_shots', 'num_receivers', .* must be positive"),
+        ("fwi-small", {"num_times": 10}, "'num_times' must be at least 23 to resolve"),
         ("photo-inpaint", {"size": 4}, "'size' must lie in"),
         ("photo-inpaint", {"keep": (0.9, 0.2)}, "'keep' must be a range"),
     ],

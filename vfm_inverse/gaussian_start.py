@@ -55,16 +55,23 @@ class RegressionStart(SharedBasis):
         xi = (xi - xi.mean(0)).double() / num**0.5
         cross = xi.T @ left  # d x m: xi against the whitened data
         directions, strength, mixing = torch.linalg.svd(cross, full_matrices=False)
-        # Chance alone explains a fraction m/n of a unit variance.
+        # Of the variance that the sample happens to have along a direction, as the strongest have
+        # more than one. Chance alone explains a fraction m/n.
+        along = xi @ directions
+        variance = along.square().sum(0)
         chance = min(data.shape[1] / num, 0.5)
-        explained = ((strength.square() - chance) / (1 - chance)).clamp(0, 1 - 1e-6)
+        explained = (strength.square() / variance - chance) / (1 - chance)
         keep = explained > 0
         keep[max_rank:] = False
         if not keep.any():
             keep[0] = True
         self.basis = directions[:, keep].to(like).contiguous()
-        self.scale = (1 - explained[keep]).sqrt().to(like)
         to_basis = strength[keep, None] * mixing[keep]
+        # What the ridge leaves, times what it leaves less here than of a fresh simulation.
+        shrunk = singular * filtered
+        left_over = (along[:, keep] - (left * shrunk) @ to_basis.T).square().sum(0)
+        fresh = left_over / (1 - shrunk.sum() / num) ** 2
+        self.scale = fresh.clamp(1e-6, 1).sqrt().to(like)
         self.gain = (((to_basis * filtered) @ right) / std).to(like)
 
     def forward(self, y: Tensor, params: Mapping[str, Tensor]) -> ContractedNormal:

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from vfm_inverse.correction.chains import chain_figures, march
+from vfm_inverse.correction.chains import chain_figures
 from vfm_inverse.correction.ensemble import Ensemble, effective_size
+from vfm_inverse.correction.hamiltonian import hamiltonian
 from vfm_inverse.correction.importance import GOOD_SHAPE, MOST_FOLDED, smooth
 from vfm_inverse.correction.target import Target
 from vfm_inverse.correction.tempering import anneal
@@ -25,8 +26,8 @@ FIGURES = ("rung", "k_hat", "rhat", "folded", "acceptance")
 UNFOLDING_STEPS = 4
 """Steps of the map that are tried where fewer leave folds or bad weights."""
 
-LENGTH, WARMUP, THIN = 32, 300, 5
-"""Draws kept of each Markov chain, moves before them and between them."""
+LENGTH, WARMUP, THIN = 32, 150, 5
+"""Draws kept of each Markov chain, moves before them and mean number of steps of a move."""
 
 GOOD_SHARE = 0.1
 """Least share of effective draws with which importance weights are accepted."""
@@ -87,7 +88,7 @@ def auto(
         if len(left):
             part = target.rows(left)
             part, start = part.without_map(part.sample(num_samples // LENGTH))
-            chains, accepted = march(part, start, "mala", LENGTH, WARMUP, THIN)
+            chains, accepted = hamiltonian(part, start, LENGTH, WARMUP, THIN)
             found = chain_figures(chains, accepted)
             result.settle(2, left, part.field(chains.flatten(0, 1)), found)
     return result.ensemble(batched)

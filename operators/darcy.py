@@ -175,14 +175,21 @@ def _factorise(c: Tensor) -> tuple[Tensor, ...]:
     factor: list[Tensor] = []
     block = _symmetric_tridiagonal(center[..., 0, :], right[..., 0, :])
     for row in range(c.shape[-2] - 2):
-        lower = torch.linalg.cholesky(block)
+        lower = _cholesky(block)
         coupling = _symmetric_tridiagonal(below[..., row, :], across[..., row, :])
         coupling = torch.linalg.solve_triangular(lower, coupling, upper=False)
         factor += [lower, coupling]
         block = _symmetric_tridiagonal(
             center[..., row + 1, :], right[..., row + 1, :], -(coupling.mT @ coupling)
         )
-    return *factor, torch.linalg.cholesky(block)
+    return *factor, _cholesky(block)
+
+
+def _cholesky(matrix: Tensor) -> Tensor:
+    """Lower factors; not a number where a coefficient overflowed or rounding left a matrix
+    indefinite, so that one field of a batch does not stop the others."""
+    lower, failed = torch.linalg.cholesky_ex(matrix)
+    return lower.masked_fill_(failed[..., None, None] > 0, torch.nan)
 
 
 def _symmetric_tridiagonal(diagonal: Tensor, beside: Tensor, to: Tensor | None = None) -> Tensor:

@@ -36,8 +36,8 @@ def mcmc(
     *,
     method: str = "hmc",
     num_chains: int = 32,
-    warmup: int = 150,
-    thin: int = 5,
+    warmup: int = 200,
+    thin: int | None = None,
     seed: int | None = None,
     **params: Tensor,
 ) -> Ensemble:
@@ -52,8 +52,8 @@ def mcmc(
             ``"nuts"`` (Pyro's; one observation and one chain after the other, for reference).
         num_chains: chains for each observation.
         warmup: moves that adapt step and metric and are thrown away.
-        thin: moves between two draws that are kept (``pcn``, ``mala``), or the mean number of
-            steps of a trajectory, of which each end is kept (``hmc``).
+        thin: moves between two draws that are kept; 1 for ``hmc`` and 5 for ``pcn`` and ``mala``
+            by default.
         seed: of the run; the global generator without one.
         params: parameters of the observations.
 
@@ -73,6 +73,7 @@ def mcmc(
             "'num_samples' must be a multiple of 'num_chains' and at least four times as large; "
             f"got {num_samples} and {num_chains}"
         )
+    thin = thin or (1 if method == "hmc" else 5)
     y, params, batched = vfm.batch(y, params)
     with seeded(seed):
         # Without the map's determinant, which a chain does not need and no gradient should pay.

@@ -1,15 +1,22 @@
 r"""Hamiltonian Markov chains, many side by side, that learn their metric from one another.
 
 A move follows :math:`\dot u = M^{-1} p,\ \dot p = \nabla \log p(u)` from a fresh momentum
-:math:`p \sim \mathcal N(0, M)` for a random number of leapfrog steps and is accepted or rejected
-by the change of energy (Neal 2011, *Handbook of Markov Chain Monte Carlo*, chapter 5). In the
-warm-up, :math:`M^{-1}` becomes the covariance of the draws of all the chains of an observation,
-shrunk towards its diagonal: a posterior that is thin along directions the map did not know of is
-then as easy as a round one. Steps are set to accept four fifths; in the first stage each chain has
-its own, so that one that starts where the density is steep can leave.
+:math:`p \sim \mathcal N(0, M)` in leapfrog steps and is accepted or rejected by the change of
+energy (Neal 2011, *Handbook of Markov Chain Monte Carlo*, chapter 5). It lasts a random time, on
+average a quarter of the period :math:`2 \pi` of a Gaussian whose covariance is :math:`M^{-1}`,
+after which position has become momentum.
+
+The warm-up has stages. In the first each chain has a step of its own, which may change fast: a map
+that is asked far from its training draws where the density is steep, and the chains must come down
+from there. After it and the next, :math:`M^{-1}` becomes the covariance of the draws of all the
+chains of an observation, shrunk towards its diagonal: a posterior that is thin along directions
+the map did not know of is then as easy as a round one. Chains that have not arrived by then start
+again where another is.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -25,8 +32,15 @@ ACCEPTANCE = 0.8
 DENSE = 256
 """Most dimensions in which the metric knows of correlations."""
 
-STAGES = 3
+STAGES = 4
 """Equal parts of the warm-up; the metric is learned after each but the last."""
+
+SHORT, LONGEST = 4, 16
+"""Mean number of steps of a move in the first stage of the warm-up, and the most later."""
+
+LOST = 10.0
+"""Log density, beyond one a dimension, by which a chain below the median has not arrived. That of
+a Gaussian posterior varies by the root of half the dimension."""
 
 
 class Metric:
@@ -78,9 +92,9 @@ def hamiltonian(
     Args:
         target: posteriors of n observations.
         u: where the chains start.
-        length: draws kept of each chain, one a move.
+        length: draws kept of each chain.
         warmup: moves before them.
-        thin: mean number of leapfrog steps of a move.
+        thin: moves between two draws that are kept.
 
     Returns:
         Draws ``(length, num_chains, n, d)`` and the share of moves accepted, ``(n,)``.
@@ -88,40 +102,62 @@ def hamiltonian(
     log_prob, gradient = target.score(u)
     state = State(u, log_prob, log_prob, gradient)
     metric = Metric(torch.ones_like(u[0]))
-    step = torch.full_like(log_prob, target.dim**-0.25)
+    step = first = torch.full_like(log_prob, target.dim**-0.25)
     share = max(warmup // STAGES, 1)
-    seen: list[Tensor] = []
-    for i in range(warmup):
-        stage, number = divmod(i, share)
-        state, probability, _ = move(target, state, metric, step, thin)
-        if stage:
-            # From the second stage on the chains are of one kind and share a step.
-            probability = probability.mean(0).expand_as(probability)
-        step = adapt(step, probability, ACCEPTANCE, number)
-        seen.append(state.u)
-        if number == share - 1 and stage < STAGES - 1:
-            half = seen[len(seen) // 2 :]
-            # Neighbours of a chain are alike: its moves count for the distance gone.
-            metric = Metric.of(torch.cat(half), u.shape[0] * max(len(half) // 5, 1))
-            step = torch.full_like(step, target.dim**-0.25)
-            seen = []
-    step = step.log().mean(0).exp().expand_as(step)
-    kept, total = [], torch.zeros_like(log_prob[0])
+    for stage in range(STAGES):
+        seen = []
+        for i in range(share):
+            steps = quarter(step) if stage else SHORT
+            state, probability, _ = move(target, state, metric, step, steps)
+            if stage == 0:
+                step = adapt(step, probability, ACCEPTANCE, 0)
+            else:
+                step = adapt(step, probability.mean(0).expand_as(step), ACCEPTANCE, i)
+            seen.append(state.u)
+        if stage < STAGES - 1:
+            state, found = restart(state)
+            recent = torch.stack(seen[share // 2 :])[:, found, torch.arange(target.num)]
+            # Neighbours of a chain are alike: five of its draws count for one.
+            metric = Metric.of(recent.flatten(0, 1), u.shape[0] * max(len(recent) // 5, 1))
+            step = first
+    kept, total, steps = [], torch.zeros_like(log_prob[0]), quarter(step)
     for _ in range(length):
-        state, _, taken = move(target, state, metric, step, thin)
-        total += taken / length
+        for _ in range(thin):
+            state, _, taken = move(target, state, metric, step, steps)
+            total += taken / (length * thin)
         kept.append(state.u)
     return torch.stack(kept), total
 
 
+def restart(state: State) -> tuple[State, Tensor]:
+    """Chains that have not arrived begin where another has; returns which chain each now is,
+    ``(num_chains, n)``."""
+    num, n, dim = state.u.shape
+    least = state.log_prob.median(0).values - dim - LOST
+    here = state.log_prob >= least
+    weight = here.to(state.u).T
+    # Where no density is known at all, no chain has arrived, and none is preferred.
+    weight = torch.where(weight.sum(1, keepdim=True) > 0, weight, torch.ones_like(weight))
+    other = torch.multinomial(weight, num, replacement=True).T
+    own = torch.arange(num, device=other.device).unsqueeze(1)
+    found = torch.where(here, own, other)
+    at = torch.arange(n, device=other.device)
+    return State(*(None if part is None else part[found, at] for part in state)), found
+
+
+def quarter(step: Tensor) -> int:
+    """Mean number of steps in a quarter of a period, for the observation of the least step."""
+    return min(math.ceil(0.5 * math.pi / float(step.amin())), LONGEST)
+
+
 def move(
-    target: Target, state: State, metric: Metric, step: Tensor, thin: int
+    target: Target, state: State, metric: Metric, step: Tensor, mean_steps: int
 ) -> tuple[State, Tensor, Tensor]:
     """One move of all chains with steps ``(num_chains, n)``; returns the probability of
     acceptance, ``(num_chains, n)``, and the share accepted, ``(n,)``."""
     assert state.gradient is not None
     # A random length and step resonate with no period of the trajectories.
-    steps = int(torch.randint(1, 2 * thin, ()))
+    steps = int(torch.randint(1, 2 * mean_steps, ()))
     size = (step * (0.8 + 0.4 * torch.rand_like(step[:1]))).unsqueeze(-1)
     start = torch.randn_like(state.u)
     u, momentum, log_prob, gradient = state.u, start, state.log_prob, state.gradient

@@ -26,8 +26,12 @@ FIGURES = ("rung", "k_hat", "rhat", "folded", "acceptance")
 UNFOLDING_STEPS = 4
 """Steps of the map that are tried where fewer leave folds or bad weights."""
 
-LENGTH, WARMUP, THIN = 32, 150, 5
-"""Draws kept of each Markov chain, moves before them and mean number of steps of a move."""
+LENGTH, WARMUP, THIN = 32, 200, 2
+"""Draws kept of each Markov chain, moves before them and between them."""
+
+WIDEST = 100.0
+"""Largest spread of log-weights between quartiles, in nats, with which tempering is tried: it takes
+about one stage for each nat, and stops after a hundred."""
 
 GOOD_SHARE = 0.1
 """Least share of effective draws with which importance weights are accepted."""
@@ -49,9 +53,10 @@ def auto(
     Importance weights are taken where k-hat stays below 0.7, a tenth of the draws is effective and
     a conditional map does not fold over itself (more steps, or a spline adapter, make it less
     likely to);
-    the other observations are given to tempered sequential Monte Carlo, accepted if independent
-    groups of particles agree (R-hat up to 1.05), and what is left to Markov chains. Where the
-    density of the draws is unknown, the chains are the first rung.
+    the other observations are given to tempered sequential Monte Carlo, unless the draws are so far
+    off that it could not arrive, accepted if independent groups of particles agree (R-hat up to
+    1.05), and what is left to Hamiltonian Markov chains. Where the density of the draws is unknown,
+    the chains are the first rung.
 
     Args:
         vfm: the map.
@@ -103,6 +108,8 @@ def climb_with(result: Climb, target: Target, num_samples: int) -> None:
     result.weigh(rows, part.field(u), *smooth(log_ratio), folded)
     # Tempering is no more exact than weights under a map that folds.
     again = torch.isin(rows, result.left) & (folded <= MOST_FOLDED)
+    quartiles = log_ratio.quantile(log_ratio.new_tensor([0.25, 0.75]), 0)
+    again &= quartiles[1] - quartiles[0] <= WIDEST
     if again.any():
         tempered = part.rows(again.nonzero().squeeze(1))
         state, found = anneal(tempered, u[:, again])

@@ -6,8 +6,8 @@ r"""Dynamics observed in time: an initial state to what is seen of its trajector
 with a stepper, ``step(x, **params)`` for one time step, in place of :math:`f`. Steppers here:
 Lorenz 1963 (https://doi.org/10.1175/1520-0469(1963)020%3C0130:DNF%3E2.0.CO;2), Lorenz 1996 (ECMWF
 seminar on predictability, eq. 1) by the classical Runge-Kutta method of order four, and those of
-``spectral``. Derivatives go through the steps; those of a Runge-Kutta step with given constants are
-written by hand, in one sweep back over its four stages.
+``spectral``. Derivatives go through the steps; those of a Runge-Kutta step with given constants
+are written by hand, in one sweep back over its four stages.
 """
 
 from __future__ import annotations

@@ -5,10 +5,10 @@ r"""Reference means of ``darcy-64`` at the paper's observation: long Hamiltonian
 
 ``DIR/aristoff_bangerth/z_hat.txt`` is the observation of Aristoff and Bangerth, SIAM Review 65
 (2023) 1074. The unknown is :math:`x = \ln\theta`, of prior N(4, 2^2). The chains run side by
-side in coordinates :math:`x = m + C^{1/2} v`, C the covariance at first of Laplace's approximation,
-then, twice, of the chains' own draws; a transition is a trajectory of 4 to 12 leapfrog steps, whose
-size is set in the warm-up to accept 0.8 of them (Neal 2011, Handbook of Markov Chain Monte
-Carlo, chapter 5). Warm-up draws are thrown away.
+side in coordinates :math:`x = m + C^{1/2} v`, C the covariance at first of Laplace's
+approximation, then, twice, of the chains' own draws; a transition is a trajectory of 4 to 12
+leapfrog steps, whose size is set in the warm-up to accept 0.8 of them (Neal 2011, Handbook of
+Markov Chain Monte Carlo, chapter 5). Warm-up draws are thrown away.
 
 The truth, hence the posterior, does not change when the axes are exchanged: the two means of a
 pair of blocks differ by chance alone, which is a check that knows nothing of R-hat.
@@ -158,7 +158,7 @@ def figures(x: Tensor) -> dict[str, Any]:
         "rhat": split_gelman_rubin(x, chain_dim=1, sample_dim=0).tolist(),
         "ess": size.tolist(),
         "exchange_in_std": float(change[unequal].square().mean().sqrt()),
-        "exchange_in_errors": float((change * size.sqrt() / 2**0.5)[unequal].square().mean() ** 0.5),
+        "exchange_in_errors": float((change.square() * size / 2)[unequal].mean().sqrt()),
         "theta_mean": theta.mean((0, 1)).tolist(),
         "theta_error": (theta.flatten(0, 1).std(0) / theta_size.sqrt()).tolist(),
     }
@@ -204,9 +204,7 @@ if __name__ == "__main__":
     elif args.truth and args.save:
         run(
             "darcy_64_chain",
-            lambda: sample(
-                args.truth, args.seed, args.chains, args.warmup, args.moves, args.save
-            ),
+            lambda: sample(args.truth, args.seed, args.chains, args.warmup, args.moves, args.save),
         )
     else:
         parser.error("give --truth and --save, or --compare")

@@ -30,8 +30,8 @@ LENGTH, WARMUP, THIN = 32, 200, 2
 """Draws kept of each Markov chain, moves before them and between them."""
 
 WIDEST = 100.0
-"""Largest spread of log-weights between quartiles, in nats, with which tempering is tried: it takes
-about one stage for each nat, and stops after a hundred."""
+"""Largest spread of log-weights between quartiles, in nats, with which tempering is tried: it
+takes about one stage for each nat, and stops after a hundred."""
 
 GOOD_SHARE = 0.1
 """Least share of effective draws with which importance weights are accepted."""
@@ -52,11 +52,10 @@ def auto(
 
     Importance weights are taken where k-hat stays below 0.7, a tenth of the draws is effective and
     a conditional map does not fold over itself (more steps, or a spline adapter, make it less
-    likely to);
-    the other observations are given to tempered sequential Monte Carlo, unless the draws are so far
-    off that it could not arrive, accepted if independent groups of particles agree (R-hat up to
-    1.05), and what is left to Hamiltonian Markov chains. Where the density of the draws is unknown,
-    the chains are the first rung.
+    likely to); the other observations are given to tempered sequential Monte Carlo, unless the
+    draws are so far off that it could not arrive, accepted if independent groups of particles
+    agree (R-hat up to 1.05), and what is left to Hamiltonian Markov chains. Where the density of
+    the draws is unknown, the chains are the first rung.
 
     Args:
         vfm: the map.

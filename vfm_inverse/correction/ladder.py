@@ -29,9 +29,8 @@ UNFOLDING_STEPS = 4
 LENGTH, WARMUP, THIN = 32, 200, 2
 """Draws kept of each Markov chain, moves before them and between them."""
 
-WIDEST = 100.0
-"""Largest spread of log-weights between quartiles, in nats, with which tempering is tried: it
-takes about one stage for each nat, and stops after a hundred."""
+MOST_STAGES = 100.0
+"""Most stages of tempering, as :func:`stages_needed` expects them, with which it is tried."""
 
 GOOD_SHARE = 0.1
 """Least share of effective draws with which importance weights are accepted."""
@@ -107,12 +106,23 @@ def climb_with(result: Climb, target: Target, num_samples: int) -> None:
     result.weigh(rows, part.field(u), *smooth(log_ratio), folded)
     # Tempering is no more exact than weights under a map that folds.
     again = torch.isin(rows, result.left) & (folded <= MOST_FOLDED)
-    quartiles = log_ratio.quantile(log_ratio.new_tensor([0.25, 0.75]), 0)
-    again &= quartiles[1] - quartiles[0] <= WIDEST
+    again &= stages_needed(log_ratio, part.dim) <= MOST_STAGES
     if again.any():
         tempered = part.rows(again.nonzero().squeeze(1))
         state, found = anneal(tempered, u[:, again])
         result.settle(1, rows[again], tempered.field(state.u), found)
+
+
+def stages_needed(log_ratio: Tensor, dim: int) -> Tensor:
+    """Stages that tempering will take from draws with log-weights ``(num, n)``, about, ``(n,)``.
+
+    The first power is one over the spread of the log-weights. At the power b the misfit of a
+    Gaussian posterior in d dimensions varies by ``sqrt(d / 2) / b``, so that a stage, which the
+    weights allow a rise of one over this, multiplies b by ``1 + sqrt(2 / d)``.
+    """
+    low, high = log_ratio.quantile(log_ratio.new_tensor([0.25, 0.75]), 0)
+    spread = (high - low).nan_to_num(torch.inf).clamp_min(1.0)
+    return spread.log() / math.log1p(math.sqrt(2 / dim))
 
 
 class Climb:

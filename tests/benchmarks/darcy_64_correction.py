@@ -45,7 +45,7 @@ def corrected(vfm: vi.VariationalFlowMap, y: Tensor, reference: Tensor, name: st
         ensemble = correction.smc(vfm, y, ARGUMENTS.draws, seed=0)
     else:
         # About as many gradients: a move of mala takes one, a trajectory ten.
-        moves = {"warmup": 2000, "thin": 20} if name == "mala" else {"thin": 2}
+        moves = {"warmup": 2000, "thin": 20} if name == "mala" else {"thin": ARGUMENTS.thin}
         ensemble = correction.mcmc(
             vfm, y, ARGUMENTS.draws, method=name, num_chains=ARGUMENTS.chains, seed=0, **moves
         )
@@ -84,6 +84,7 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--draws", type=int, default=4096)
     parser.add_argument("--chains", type=int, default=128)
+    parser.add_argument("--thin", type=int, default=2, help="moves between draws of hmc")
     parser.add_argument("--methods", nargs="+", default=["hmc", "auto", "mala"])
     ARGUMENTS = parser.parse_args()
     run("darcy_64_correction", main)

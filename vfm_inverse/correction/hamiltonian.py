@@ -142,7 +142,9 @@ def restart(state: State) -> tuple[State, Tensor]:
     own = torch.arange(num, device=other.device).unsqueeze(1)
     found = torch.where(here, own, other)
     at = torch.arange(n, device=other.device)
-    return State(*(None if part is None else part[found, at] for part in state)), found
+    gradient = None if state.gradient is None else state.gradient[found, at]
+    u, log_prob, log_reference = (part[found, at] for part in state[:3])
+    return State(u, log_prob, log_reference, gradient), found
 
 
 def quarter(step: Tensor) -> int:

@@ -114,7 +114,8 @@ def solve_darcy(permeability: Tensor, source: Tensor) -> Tensor:
         source: ``(*, H, W)``, constant on each element.
 
     Returns:
-        The pressure at the nodes, ``(*, H + 1, W + 1)``, zero on the boundary.
+        The pressure at the nodes, ``(*, H + 1, W + 1)``, zero on the boundary; inside not a number
+        where a permeability overflowed or rounding left the matrix indefinite.
     """
     c, f = permeability, source
     area = 1 / (c.shape[-2] * c.shape[-1])
@@ -164,7 +165,11 @@ def _element(rows: int, columns: int) -> list[list[float]]:
 
 
 def _factorise(c: Tensor) -> tuple[Tensor, ...]:
-    """Blocks ``L_0, W_0, L_1, W_1, ..., L_{H-2}`` of the factor, each ``(*, W - 1, W - 1)``."""
+    """Blocks ``L_0, W_0, L_1, W_1, ..., L_{H-2}`` of the factor, each ``(*, W - 1, W - 1)``.
+
+    Where a coefficient overflowed or rounding left a matrix indefinite, the last block, and with
+    it every solution, is not a number: one field of a batch does not stop the others.
+    """
     (own, east, south, diagonal), *_ = _element(*c.shape[-2:])
     beside = c[..., :-1, :] + c[..., 1:, :]
     center = own * (beside[..., :-1] + beside[..., 1:])
@@ -173,16 +178,19 @@ def _factorise(c: Tensor) -> tuple[Tensor, ...]:
     below = south * (between[..., :-1] + between[..., 1:])
     across = diagonal * between[..., 1:-1]
     factor: list[Tensor] = []
+    failed = torch.zeros(c.shape[:-2], dtype=torch.bool, device=c.device)
     block = _symmetric_tridiagonal(center[..., 0, :], right[..., 0, :])
     for row in range(c.shape[-2] - 2):
-        lower = torch.linalg.cholesky(block)
+        lower, info = torch.linalg.cholesky_ex(block)
+        failed = failed | (info > 0)
         coupling = _symmetric_tridiagonal(below[..., row, :], across[..., row, :])
         coupling = torch.linalg.solve_triangular(lower, coupling, upper=False)
         factor += [lower, coupling]
         block = _symmetric_tridiagonal(
             center[..., row + 1, :], right[..., row + 1, :], -(coupling.mT @ coupling)
         )
-    return *factor, torch.linalg.cholesky(block)
+    lower, info = torch.linalg.cholesky_ex(block)
+    return *factor, lower.masked_fill_((failed | (info > 0))[..., None, None], torch.nan)
 
 
 def _symmetric_tridiagonal(diagonal: Tensor, beside: Tensor, to: Tensor | None = None) -> Tensor:

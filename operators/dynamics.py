@@ -6,7 +6,8 @@ r"""Dynamics observed in time: an initial state to what is seen of its trajector
 with a stepper, ``step(x, **params)`` for one time step, in place of :math:`f`. Steppers here:
 Lorenz 1963 (https://doi.org/10.1175/1520-0469(1963)020%3C0130:DNF%3E2.0.CO;2), Lorenz 1996 (ECMWF
 seminar on predictability, eq. 1) by the classical Runge-Kutta method of order four, and those of
-``spectral``. Derivatives go through the steps.
+``spectral``. Derivatives go through the steps; those of a Runge-Kutta step with given constants
+are written by hand, in one sweep back over its four stages.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from deepinv.physics import GaussianNoise, NoiseModel, Physics
 from torch import Tensor, nn
+from torch.autograd import Function
 
 from vfm_inverse.operators.masked import MaskedPhysics
 
@@ -115,6 +117,8 @@ class Lorenz63(nn.Module):
         **params: Any,
     ) -> Tensor:
         """Advance ``(*, 3)`` by ``dt``."""
+        if prandtl is None and rayleigh is None and aspect is None:
+            return _advance(self, x)
         sigma = self.prandtl if prandtl is None else prandtl
         rho = self.rayleigh if rayleigh is None else rayleigh
         beta = self.aspect if aspect is None else aspect
@@ -124,6 +128,30 @@ class Lorenz63(nn.Module):
             return torch.stack([sigma * (b - a), a * (rho - c) - b, a * b - beta * c], -1)
 
         return runge_kutta(slope, x, self.dt)
+
+    def slope(self, x: Tensor) -> Tensor:
+        """``f(x)``, ``(*, 3)``, for the module's own constants."""
+        a, b, c = x.unbind(-1)
+        return torch.stack(
+            [self.prandtl * (b - a), a * (self.rayleigh - c) - b, a * b - self.aspect * c], -1
+        )
+
+    def push(self, x: Tensor, tangent: Tensor) -> Tensor:
+        """``f'(x) tangent``, ``(*, 3)``."""
+        (a, b, c), (da, db, dc) = x.unbind(-1), tangent.unbind(-1)
+        second = da * (self.rayleigh - c) - a * dc - db
+        return torch.stack(
+            [self.prandtl * (db - da), second, da * b + a * db - self.aspect * dc], -1
+        )
+
+    def pull(self, x: Tensor, cotangent: Tensor) -> Tensor:
+        """``f'(x)^T cotangent``, ``(*, 3)``."""
+        (a, b, c), (u, v, w) = x.unbind(-1), cotangent.unbind(-1)
+        first = self.prandtl * u
+        return torch.stack(
+            [(self.rayleigh - c) * v + b * w - first, first - v + a * w, -a * v - self.aspect * w],
+            -1,
+        )
 
 
 class Lorenz96(nn.Module):
@@ -148,7 +176,9 @@ class Lorenz96(nn.Module):
 
     def forward(self, x: Tensor, forcing: Tensor | float | None = None, **params: Any) -> Tensor:
         """Advance ``(*, d)`` by ``dt``."""
-        force = torch.as_tensor(self.forcing if forcing is None else forcing).to(x)
+        if forcing is None:
+            return _advance(self, x)
+        force = torch.as_tensor(forcing).to(x)
         force = (
             force.reshape(force.shape + (1,) * (x.dim() - force.dim())) if force.dim() else force
         )
@@ -158,6 +188,92 @@ class Lorenz96(nn.Module):
             return (ahead - state.roll(2, -1)) * behind - state + force
 
         return runge_kutta(slope, x, self.dt)
+
+    def slope(self, x: Tensor) -> Tensor:
+        """``f(x)``, ``(*, d)``, for the module's own forcing."""
+        ring = _ring(x)
+        return torch.addcmul(self.forcing - x, ring[..., 3:-1] - ring[..., :-4], ring[..., 1:-3])
+
+    def push(self, x: Tensor, tangent: Tensor) -> Tensor:
+        """``f'(x) tangent``, ``(*, d)``."""
+        ring, moved = _ring(x), _ring(tangent)
+        first = (moved[..., 3:-1] - moved[..., :-4]) * ring[..., 1:-3]
+        return torch.addcmul(first, ring[..., 3:-1] - ring[..., :-4], moved[..., 1:-3]) - tangent
+
+    def pull(self, x: Tensor, cotangent: Tensor) -> Tensor:
+        """``f'(x)^T cotangent``, ``(*, d)``."""
+        ring, pulled = _ring(x), _ring(cotangent)
+        found = torch.addcmul(-cotangent, pulled[..., 1:-3], ring[..., :-4])
+        found = torch.addcmul(found, pulled[..., 4:], ring[..., 3:-1], value=-1)
+        return torch.addcmul(found, pulled[..., 3:-1], ring[..., 4:] - ring[..., 1:-3])
+
+
+def _ring(x: Tensor) -> Tensor:
+    """Two more at both ends of a periodic ``(*, d)``, ``(*, d + 4)``."""
+    return torch.cat([x[..., -2:], x, x[..., :2]], -1)
+
+
+def _advance(system: Lorenz63 | Lorenz96, x: Tensor) -> Tensor:
+    """One Runge-Kutta step with derivatives by hand."""
+    new: Tensor = _RungeKutta.apply(x, system)[0]
+    return new
+
+
+class _RungeKutta(Function):
+    """``runge_kutta`` of a system with ``slope``, ``push`` and ``pull``: the new state and the
+    states at which the second to fourth slopes are taken. These are outputs for their sake as
+    saved tensors of derivatives of higher order."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, system: Any) -> tuple[Tensor, ...]:
+        stages, new, at = [], x, x
+        for weight, advance in _TABLEAU:
+            k = system.slope(at)
+            new = torch.add(new, k, alpha=weight * system.dt)
+            if advance:
+                at = torch.add(x, k, alpha=advance * system.dt)
+                stages.append(at)
+        return new, *stages
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        x, ctx.system = inputs
+        ctx.save_for_backward(x, *output[1:])
+        ctx.save_for_forward(x, *output[1:])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor, None]:
+        states, dt = ctx.saved_tensors, ctx.system.dt
+        cotangent = torch.zeros_like(states[0]) if cotangents[0] is None else cotangents[0]
+        total, pulled = cotangent, cotangent
+        for number, (weight, advance) in reversed(list(enumerate(_TABLEAU))):
+            k = (weight * dt) * cotangent
+            if advance:
+                k = torch.add(k, pulled, alpha=advance * dt)
+            pulled = ctx.system.pull(states[number], k)
+            own = cotangents[number] if number else None
+            if own is not None:
+                pulled = pulled + own
+            total = total + pulled
+        return total, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> tuple[Tensor, ...]:
+        dt, stages, new, at = ctx.system.dt, [], tangent, tangent
+        for state, (weight, advance) in zip(ctx.saved_tensors, _TABLEAU, strict=True):
+            k = ctx.system.push(state, at)
+            new = torch.add(new, k, alpha=weight * dt)
+            if advance:
+                at = torch.add(tangent, k, alpha=advance * dt)
+                stages.append(at)
+        return new, *stages
+
+
+_TABLEAU = ((1 / 6, 1 / 2), (1 / 3, 1 / 2), (1 / 3, 1.0), (1 / 6, 0.0))
+"""Of each stage: the weight of its slope in the step, and how far along it the next stage lies."""
 
 
 def runge_kutta(slope: Callable[[Tensor], Tensor], x: Tensor, dt: float) -> Tensor:

@@ -14,11 +14,14 @@ from torch.distributions import Independent, Normal, Uniform
 import vfm_inverse as vi
 from vfm_inverse import calibration, correction, problems
 from vfm_inverse.correction.ensemble import systematic
+from vfm_inverse.correction.hamiltonian import restart
 from vfm_inverse.correction.importance import smooth
+from vfm_inverse.correction.ladder import stages_needed
+from vfm_inverse.correction.moves import State
 from vfm_inverse.correction.recalibration import Tempered
 from vfm_inverse.correction.stein import stein_test
 from vfm_inverse.correction.target import Target
-from vfm_inverse.correction.tempering import split_rhat
+from vfm_inverse.correction.tempering import next_rise, split_rhat
 from vfm_inverse.posterior import VariationalFlowMap
 from vfm_inverse.problem import InverseProblem
 
@@ -110,7 +113,7 @@ def test_target_with_bounds() -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("method", ["psis", "smc", "pcn", "mala", "auto"])
+@pytest.mark.parametrize("method", ["psis", "smc", "pcn", "mala", "hmc", "auto"])
 def test_corrected_draws_are_the_posterior(method: str, mode: str) -> None:
     problem, vfm = damaged(mode, weight=0.0 if mode == "adapter" else 0.1)
     _, y, _ = problem.simulate(3, seed=2)
@@ -132,6 +135,35 @@ def test_corrected_draws_are_the_posterior(method: str, mode: str) -> None:
     assert 0.88 < low < high < 1.13, method
     assert ensemble.samples.shape[1:] == (3, 3)
     torch.testing.assert_close(ensemble.weights.sum(0), torch.ones(3))
+
+
+def test_hamiltonian_chains_learn_the_metric() -> None:
+    """The map's widths are off by factors of e^-4 to e^4 and the chains begin away from the
+    posterior: single steps of one size get nowhere, trajectories in the learned metric do."""
+    problem, vfm = damaged("adapter", dim=8)
+    with torch.no_grad():
+        vfm.adapter.head.bias.copy_(torch.tensor([3.0, -3.0, 4.0, -4.0]))
+    _, y, _ = problem.simulate(2, seed=0)
+    exact = problem.reference_posterior(y)
+    ensemble = correction.mcmc(vfm, y, 8192, num_chains=128, seed=0)
+    assert ensemble.diagnostics["rhat"].max() < 1.03
+    shift, low, high = errors(ensemble, exact)
+    assert shift < 0.1
+    assert 0.88 < low < high < 1.13
+    single = correction.mcmc(vfm, y, 8192, method="mala", num_chains=128, seed=0)
+    assert single.diagnostics["rhat"].min() > 1.1
+
+
+def test_chains_that_have_not_arrived_start_again_elsewhere() -> None:
+    torch.manual_seed(0)
+    u = torch.arange(6.0).reshape(6, 1, 1).expand(6, 2, 1)
+    log_prob = torch.tensor([[0.0, -1.0, -2.0, -1e9, -torch.inf, -3.0], [-torch.inf] * 6]).T
+    state, found = restart(State(u, log_prob, log_prob, u))
+    assert found[[0, 1, 2, 5], 0].tolist() == [0, 1, 2, 5]  # near the median: they stay
+    assert {3, 4}.isdisjoint(found[:, 0].tolist())
+    torch.testing.assert_close(state.u[:, :, 0], found.float())
+    assert state.log_prob[:, 0].min() == -3
+    assert found[:, 1].tolist() == list(range(6))  # of the second, no chain has a density
 
 
 def test_nuts_agrees() -> None:
@@ -161,7 +193,7 @@ def test_a_separated_second_mode_is_filled_by_tempering() -> None:
     assert ensemble.diagnostics["power"].eq(1).all()
 
 
-def test_auto_says_which_rung() -> None:
+def test_auto_says_which_rung(monkeypatch: pytest.MonkeyPatch) -> None:
     problem, vfm = damaged("adapter")
     _, y, _ = problem.simulate(2, seed=0)
     with torch.no_grad():
@@ -176,6 +208,11 @@ def test_auto_says_which_rung() -> None:
     assert heavy.diagnostics["rung"].ge(1).all()
     assert heavy.diagnostics["satisfied"].eq(1).all()
     assert "agree" in heavy.notes[0]
+    # Where tempering could not arrive in time, the chains come next.
+    monkeypatch.setattr("vfm_inverse.correction.ladder.MOST_STAGES", 0.0)
+    lost = correction.auto(vfm, y, 1024, seed=0)
+    assert lost.diagnostics["rung"].eq(2).all()
+    assert errors(lost, problem.reference_posterior(y))[0] < 0.25
 
 
 def test_auto_starts_with_chains_where_the_density_of_draws_is_unknown(
@@ -191,6 +228,23 @@ def test_auto_starts_with_chains_where_the_density_of_draws_is_unknown(
     assert shift < 0.2 and 0.75 < low < high < 1.3
     with pytest.raises(ValueError, match="use correction.mcmc"):
         correction.psis(vfm, y, 1024)
+
+
+def test_stages_of_tempering_are_foreseen() -> None:
+    """Log-weights of a Gaussian likelihood of d data, far narrower than the draws."""
+    torch.manual_seed(0)
+    for dim in (4, 16):
+        u = torch.randn(512, 1, dim)
+        log_ratio = -0.5 * (u / 0.02).square().sum(-1)
+        foreseen = float(stages_needed(log_ratio, dim))
+        power, stages = 0.0, 0
+        while power < 1:
+            # Of the tempered posteriors exact draws are known.
+            width = 1 / math.sqrt(1 + power / 0.02**2)
+            log_ratio = -0.5 * (width * torch.randn(2048, 1, dim) / 0.02).square().sum(-1)
+            power += float(next_rise(log_ratio, torch.tensor([1 - power]), 0.5))
+            power, stages = (1.0 if power > 1 - 1e-6 else power), stages + 1
+        assert 0.5 < foreseen / stages < 2, (foreseen, stages)
 
 
 def test_pareto_fit_is_that_of_pyro_and_finds_the_tail() -> None:

@@ -62,6 +62,36 @@ STEPPERS: dict[str, tuple[Callable[[float], nn.Module], Tensor, float, float]] =
 }
 
 
+@pytest.mark.parametrize(
+    ("stepper", "given"),
+    [(Lorenz63(), {"rayleigh": 28.0}), (Lorenz96(), {"forcing": 8.0})],
+)
+def test_derivatives_by_hand_are_those_of_the_steps(
+    stepper: Lorenz63 | Lorenz96, given: dict[str, float]
+) -> None:
+    """A constant that a call gives goes the plain way, through autodiff of every operation."""
+    size = 3 if isinstance(stepper, Lorenz63) else 7
+    x = 4 + 3 * torch.randn(2, size, dtype=torch.float64)
+
+    def by_hand(x: Tensor) -> Tensor:
+        return stepper(stepper(x))
+
+    def plain(x: Tensor) -> Tensor:
+        return stepper(stepper(x, **given), **given)
+
+    def energy(step: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        return lambda x: step(x).square().sum()
+
+    torch.testing.assert_close(by_hand(x), plain(x))
+    wanted = torch.func.vmap(torch.func.jacrev(plain))(x)
+    torch.testing.assert_close(torch.func.vmap(torch.func.jacrev(by_hand))(x), wanted)
+    torch.testing.assert_close(torch.func.vmap(torch.func.jacfwd(by_hand))(x), wanted)
+    curvature = torch.func.vmap(torch.func.hessian(energy(plain)))(x)
+    for derivative in (torch.func.jacfwd, torch.func.jacrev):  # over the reverse mode
+        found = torch.func.vmap(derivative(torch.func.jacrev(energy(by_hand))))(x)
+        torch.testing.assert_close(found, curvature)
+
+
 @pytest.mark.parametrize("name", STEPPERS)
 def test_steppers_are_of_fourth_order(name: str) -> None:
     build, x, time, dt = STEPPERS[name]

@@ -180,6 +180,15 @@ def test_darcy_second_derivatives_in_reverse_mode() -> None:
     assert torch.autograd.gradgradcheck(physics.A, x)
 
 
+def test_darcy_of_an_overflowing_field_leaves_the_rest_of_the_batch_alone() -> None:
+    x = torch.zeros(2, 1, 4, 4)
+    x[1, 0, 1, 1] = 1e4
+    physics = operators.Darcy((1, 4, 4), torch.rand(3, 2))
+    y = physics.A(x)
+    assert y[1].isnan().all()
+    torch.testing.assert_close(y[0], physics.A(x[:1])[0])
+
+
 def test_darcy_survives_the_contrasts_of_the_benchmark_in_single_precision() -> None:
     physics = Darcy((1, 8, 8), torch.rand(20, 2), source=10.0, refine=4)
     x = (4 + 2 * torch.randn(200, 1, 8, 8)).requires_grad_()

@@ -3,7 +3,7 @@
 =================  ==============================================================================
 :func:`psis`       Pareto-smoothed importance weights, with their k-hat
 :func:`smc`        tempered sequential Monte Carlo from the draws to the posterior
-:func:`mcmc`       Markov chains (``pcn``, ``mala``, Pyro's ``nuts``) started at the draws
+:func:`mcmc`       Markov chains (``hmc``, ``pcn``, ``mala``, Pyro's ``nuts``) started at the draws
 :func:`auto`       the first of these whose diagnostics are satisfied, observation by observation
 :func:`ksd`        kernel Stein discrepancy of the draws, with a p-value
 :func:`conformal`  intervals with guaranteed coverage, from held-out simulations

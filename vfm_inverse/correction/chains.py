@@ -16,6 +16,7 @@ from pyro.ops.stats import effective_sample_size
 from torch import Tensor
 
 from vfm_inverse.correction.ensemble import Ensemble
+from vfm_inverse.correction.hamiltonian import hamiltonian
 from vfm_inverse.correction.moves import ACCEPTANCE, State, adapt, mala, pcn
 from vfm_inverse.correction.target import Target
 from vfm_inverse.correction.tempering import split_rhat
@@ -24,7 +25,7 @@ from vfm_inverse.randomness import seeded
 
 __all__ = ["mcmc"]
 
-METHODS = ("pcn", "mala", "nuts")
+METHODS = ("pcn", "mala", "hmc", "nuts")
 KERNELS = {"pcn": pcn, "mala": mala}
 
 
@@ -33,10 +34,10 @@ def mcmc(
     y: Tensor,
     num_samples: int = 1024,
     *,
-    method: str = "mala",
+    method: str = "hmc",
     num_chains: int = 32,
-    warmup: int = 300,
-    thin: int = 5,
+    warmup: int = 200,
+    thin: int | None = None,
     seed: int | None = None,
     **params: Tensor,
 ) -> Ensemble:
@@ -46,11 +47,13 @@ def mcmc(
         vfm: the map.
         y: observations ``(n, *obs)`` or one ``(*obs)``.
         num_samples: draws kept for each observation, a multiple of ``num_chains``.
-        method: ``"pcn"``, ``"mala"`` or ``"nuts"`` (Pyro's; one observation and one chain after
-            the other, for reference).
+        method: ``"hmc"``, trajectories whose metric the chains learn from one another; ``"pcn"``
+            or ``"mala"``, single steps that take the map's own width for the posterior's; or
+            ``"nuts"`` (Pyro's; one observation and one chain after the other, for reference).
         num_chains: chains for each observation.
-        warmup: moves that adapt the step and are thrown away.
-        thin: moves between two draws that are kept (``pcn``, ``mala``).
+        warmup: moves that adapt step and metric and are thrown away.
+        thin: moves between two draws that are kept; 1 for ``hmc`` and 5 for ``pcn`` and ``mala``
+            by default.
         seed: of the run; the global generator without one.
         params: parameters of the observations.
 
@@ -70,6 +73,7 @@ def mcmc(
             "'num_samples' must be a multiple of 'num_chains' and at least four times as large; "
             f"got {num_samples} and {num_chains}"
         )
+    thin = thin or (1 if method == "hmc" else 5)
     y, params, batched = vfm.batch(y, params)
     with seeded(seed):
         # Without the map's determinant, which a chain does not need and no gradient should pay.
@@ -77,6 +81,8 @@ def mcmc(
         start = target.sample(num_chains)
         if method == "nuts":
             chains, accepted = nuts(target, start, length, warmup)
+        elif method == "hmc":
+            chains, accepted = hamiltonian(target, start, length, warmup, thin)
         else:
             chains, accepted = march(target, start, method, length, warmup, thin)
         figures = chain_figures(chains, accepted)

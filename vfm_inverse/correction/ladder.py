@@ -9,8 +9,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from vfm_inverse.correction.chains import chain_figures, march
+from vfm_inverse.correction.chains import chain_figures
 from vfm_inverse.correction.ensemble import Ensemble, effective_size
+from vfm_inverse.correction.hamiltonian import hamiltonian
 from vfm_inverse.correction.importance import GOOD_SHAPE, MOST_FOLDED, smooth
 from vfm_inverse.correction.target import Target
 from vfm_inverse.correction.tempering import anneal
@@ -25,8 +26,11 @@ FIGURES = ("rung", "k_hat", "rhat", "folded", "acceptance")
 UNFOLDING_STEPS = 4
 """Steps of the map that are tried where fewer leave folds or bad weights."""
 
-LENGTH, WARMUP, THIN = 32, 300, 5
+LENGTH, WARMUP, THIN = 32, 200, 2
 """Draws kept of each Markov chain, moves before them and between them."""
+
+MOST_STAGES = 100.0
+"""Most stages of tempering, as :func:`stages_needed` expects them, with which it is tried."""
 
 GOOD_SHARE = 0.1
 """Least share of effective draws with which importance weights are accepted."""
@@ -47,10 +51,10 @@ def auto(
 
     Importance weights are taken where k-hat stays below 0.7, a tenth of the draws is effective and
     a conditional map does not fold over itself (more steps, or a spline adapter, make it less
-    likely to);
-    the other observations are given to tempered sequential Monte Carlo, accepted if independent
-    groups of particles agree (R-hat up to 1.05), and what is left to Markov chains. Where the
-    density of the draws is unknown, the chains are the first rung.
+    likely to); the other observations are given to tempered sequential Monte Carlo, unless the
+    draws are so far off that it could not arrive, accepted if independent groups of particles
+    agree (R-hat up to 1.05), and what is left to Hamiltonian Markov chains. Where the density of
+    the draws is unknown, the chains are the first rung.
 
     Args:
         vfm: the map.
@@ -87,7 +91,7 @@ def auto(
         if len(left):
             part = target.rows(left)
             part, start = part.without_map(part.sample(num_samples // LENGTH))
-            chains, accepted = march(part, start, "mala", LENGTH, WARMUP, THIN)
+            chains, accepted = hamiltonian(part, start, LENGTH, WARMUP, THIN)
             found = chain_figures(chains, accepted)
             result.settle(2, left, part.field(chains.flatten(0, 1)), found)
     return result.ensemble(batched)
@@ -102,10 +106,23 @@ def climb_with(result: Climb, target: Target, num_samples: int) -> None:
     result.weigh(rows, part.field(u), *smooth(log_ratio), folded)
     # Tempering is no more exact than weights under a map that folds.
     again = torch.isin(rows, result.left) & (folded <= MOST_FOLDED)
+    again &= stages_needed(log_ratio, part.dim) <= MOST_STAGES
     if again.any():
         tempered = part.rows(again.nonzero().squeeze(1))
         state, found = anneal(tempered, u[:, again])
         result.settle(1, rows[again], tempered.field(state.u), found)
+
+
+def stages_needed(log_ratio: Tensor, dim: int) -> Tensor:
+    """Stages that tempering will take from draws with log-weights ``(num, n)``, about, ``(n,)``.
+
+    The first power is one over the spread of the log-weights. At the power b the misfit of a
+    Gaussian posterior in d dimensions varies by ``sqrt(d / 2) / b``, so that a stage, which the
+    weights allow a rise of one over this, multiplies b by ``1 + sqrt(2 / d)``.
+    """
+    low, high = log_ratio.quantile(log_ratio.new_tensor([0.25, 0.75]), 0)
+    spread = (high - low).nan_to_num(torch.inf).clamp_min(1.0)
+    return spread.log() / math.log1p(math.sqrt(2 / dim))
 
 
 class Climb:

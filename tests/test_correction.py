@@ -230,6 +230,26 @@ def test_auto_starts_with_chains_where_the_density_of_draws_is_unknown(
         correction.psis(vfm, y, 1024)
 
 
+def test_chains_that_disagree_go_on_with_more_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, vfm = damaged("both")
+    _, y, _ = problem.simulate(2, seed=0)
+    calls: list[tuple[int, int]] = []
+
+    def run(target: Target, u: Tensor, length: int, warmup: int, thin: int) -> object:
+        calls.append((target.num, thin))
+        chains = torch.randn(length, *u.shape)
+        # The first observation's chains agree at once, the second's after more moves.
+        if thin == 2:
+            chains[:, ::2, 1] += 5.0
+        return chains, torch.ones(target.num)
+
+    monkeypatch.setattr("vfm_inverse.correction.target.TRANSPORT_LIMIT", 1)
+    monkeypatch.setattr("vfm_inverse.correction.ladder.hamiltonian", run)
+    ensemble = correction.auto(vfm, y, 1024, seed=0)
+    assert calls == [(2, 2), (1, 8)]
+    assert ensemble.diagnostics["satisfied"].eq(1).all()
+
+
 def test_stages_of_tempering_are_foreseen() -> None:
     """Log-weights of a Gaussian likelihood of d data, far narrower than the draws."""
     torch.manual_seed(0)

@@ -26,8 +26,11 @@ FIGURES = ("rung", "k_hat", "rhat", "folded", "acceptance")
 UNFOLDING_STEPS = 4
 """Steps of the map that are tried where fewer leave folds or bad weights."""
 
-LENGTH, WARMUP, THIN = 32, 200, 2
-"""Draws kept of each Markov chain, moves before them and between them."""
+LENGTH, WARMUP = 32, 200
+"""Draws kept of each Markov chain and moves before them."""
+
+THINNING = (2, 8, 32)
+"""Moves between two draws of a chain; the next where the chains of an observation disagree."""
 
 MOST_STAGES = 100.0
 """Most stages of tempering, as :func:`stages_needed` expects them, with which it is tried."""
@@ -53,8 +56,9 @@ def auto(
     a conditional map does not fold over itself (more steps, or a spline adapter, make it less
     likely to); the other observations are given to tempered sequential Monte Carlo, unless the
     draws are so far off that it could not arrive, accepted if independent groups of particles
-    agree (R-hat up to 1.05), and what is left to Hamiltonian Markov chains. Where the density of
-    the draws is unknown, the chains are the first rung.
+    agree (R-hat up to 1.05), and what is left to Hamiltonian Markov chains, which go on with more
+    moves to a draw where they disagree. Where the density of the draws is unknown, the chains are
+    the first rung.
 
     Args:
         vfm: the map.
@@ -87,13 +91,8 @@ def auto(
                 climb_with(result, Target(vfm, y, params, steps=steps), num_samples)
                 if target.prior_map or not len(result.left):
                     break
-        left = result.left
-        if len(left):
-            part = target.rows(left)
-            part, start = part.without_map(part.sample(num_samples // LENGTH))
-            chains, accepted = hamiltonian(part, start, LENGTH, WARMUP, THIN)
-            found = chain_figures(chains, accepted)
-            result.settle(2, left, part.field(chains.flatten(0, 1)), found)
+        if len(result.left):
+            run_chains(result, target, num_samples // LENGTH)
     return result.ensemble(batched)
 
 
@@ -111,6 +110,21 @@ def climb_with(result: Climb, target: Target, num_samples: int) -> None:
         tempered = part.rows(again.nonzero().squeeze(1))
         state, found = anneal(tempered, u[:, again])
         result.settle(1, rows[again], tempered.field(state.u), found)
+
+
+def run_chains(result: Climb, target: Target, num_chains: int) -> None:
+    """Markov chains for the observations that are left, longer ones until they agree."""
+    rows = result.left
+    part = target.rows(rows)
+    part, u = part.without_map(part.sample(num_chains))
+    for thin in THINNING:
+        chains, accepted = hamiltonian(part, u, LENGTH, WARMUP, thin)
+        found = chain_figures(chains, accepted)
+        result.settle(2, rows, part.field(chains.flatten(0, 1)), found)
+        again = torch.isin(rows, result.left)
+        if not again.any():
+            break
+        rows, part, u = rows[again], part.rows(again), chains[-1][:, again]
 
 
 def stages_needed(log_ratio: Tensor, dim: int) -> Tensor:

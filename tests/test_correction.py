@@ -455,9 +455,9 @@ def test_a_map_that_folds_over_itself_is_found_out() -> None:
     vfm = VariationalFlowMap.for_problem(problem, observation="context", num_simulations=2000)
     _, y, _ = problem.simulate(2, seed=0)
     target, u = Target(vfm, y, {}), torch.randn(100, 2, 1)
-    log_ratio, folded = target.weigh(u)
+    log_prob, folded = target.log_prob_and_folds(u)
     assert folded.eq(0).all()
-    torch.testing.assert_close(log_ratio, target.log_prob(u) - target.log_reference(u))
+    torch.testing.assert_close(log_prob, target.log_prob(u))
 
     class Fold(nn.Module):
         def forward(self, x: Tensor, s: Tensor, t: Tensor, context: object) -> Tensor:
@@ -467,6 +467,8 @@ def test_a_map_that_folds_over_itself_is_found_out() -> None:
     weighted = correction.psis(vfm, y, 2048, seed=0)
     assert weighted.diagnostics["folded"].min() > 0.1
     assert "do not trust" in weighted.notes[0]
+    tempered = correction.smc(vfm, y, 256, seed=0)
+    assert tempered.diagnostics["folded"].min() > 0.1
     # More steps unfold it.
     climbed = correction.auto(vfm, y, 2048, seed=0)
     assert climbed.diagnostics["folded"].max() < 0.01

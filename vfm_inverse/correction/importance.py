@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vfm_inverse.correction.ensemble import Ensemble
+from vfm_inverse.correction.moves import draw
 from vfm_inverse.correction.target import Target
 from vfm_inverse.posterior import VariationalFlowMap
 from vfm_inverse.randomness import seeded
@@ -56,10 +57,9 @@ def psis(
     y, params, batched = vfm.batch(y, params)
     with seeded(seed):
         target = Target(vfm, y, params)
-        u = target.sample(num_samples)
-        log_ratio, folded = target.weigh(u)
-        log_weights, k_hat = smooth(log_ratio)
-        field = target.field(u)
+        state, folded = draw(target, num_samples)
+        log_weights, k_hat = smooth(state.log_prob - state.log_reference)
+        field = target.field(state.u)
     good = (k_hat < GOOD_SHAPE) & (folded <= MOST_FOLDED)
     notes = tuple(
         f"k-hat {k:.2f}, folded {f:.1%}: "

@@ -13,6 +13,7 @@ from vfm_inverse.correction.chains import chain_figures
 from vfm_inverse.correction.ensemble import Ensemble, effective_size
 from vfm_inverse.correction.hamiltonian import hamiltonian
 from vfm_inverse.correction.importance import GOOD_SHAPE, MOST_FOLDED, smooth
+from vfm_inverse.correction.moves import State, draw
 from vfm_inverse.correction.target import Target
 from vfm_inverse.correction.tempering import anneal
 from vfm_inverse.posterior import VariationalFlowMap
@@ -100,15 +101,16 @@ def climb_with(result: Climb, target: Target, num_samples: int) -> None:
     """Weigh, and temper, the draws of a map for the observations that are left."""
     rows = result.left
     part = target.rows(rows)
-    u = part.sample(num_samples)
-    log_ratio, folded = part.weigh(u)
-    result.weigh(rows, part.field(u), *smooth(log_ratio), folded)
+    state, folded = draw(part, num_samples)
+    log_ratio = state.log_prob - state.log_reference
+    result.weigh(rows, part.field(state.u), *smooth(log_ratio), folded)
     # Tempering is no more exact than weights under a map that folds.
     again = torch.isin(rows, result.left) & (folded <= MOST_FOLDED)
     again &= stages_needed(log_ratio, part.dim) <= MOST_STAGES
     if again.any():
         tempered = part.rows(again.nonzero().squeeze(1))
-        state, found = anneal(tempered, u[:, again])
+        drawn = State(*(value[:, again] for value in state[:3]))
+        state, found = anneal(tempered, drawn)
         result.settle(1, rows[again], tempered.field(state.u), found)
 
 

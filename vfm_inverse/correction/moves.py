@@ -21,7 +21,7 @@ from torch import Tensor
 
 from vfm_inverse.correction.target import Target
 
-__all__ = ["ACCEPTANCE", "State", "adapt", "mala", "pcn"]
+__all__ = ["ACCEPTANCE", "State", "adapt", "draw", "mala", "pcn"]
 
 ACCEPTANCE = {"pcn": 0.3, "mala": 0.574}
 """Shares of accepted moves that the step is adapted to."""
@@ -42,6 +42,18 @@ class State(NamedTuple):
             return self.log_prob
         # A draw of density zero stays at zero for every positive power.
         return (1 - power) * self.log_reference + power * self.log_prob
+
+
+def draw(target: Target, num: int) -> tuple[State, Tensor]:
+    """Draws of the map and the share of them in its folds, ``(n,)``.
+
+    Raises:
+        ValueError: the draws' density is unknown.
+    """
+    u = target.sample(num)
+    log_reference = target.log_reference(u)
+    log_prob, folded = target.log_prob_and_folds(u)
+    return State(u, log_prob, log_reference), folded
 
 
 def pcn(target: Target, state: State, step: Tensor, power: Tensor) -> tuple[State, Tensor]:

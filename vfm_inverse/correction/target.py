@@ -145,16 +145,15 @@ class Target:
         return torch.where(value.isnan(), -torch.inf, value)
 
     @torch.no_grad()
-    def weigh(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-weights of the map's draws, ``(num, n)``, and the share of them at which the map
+    def log_prob_and_folds(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """``log_prob`` at the map's draws, ``(num, n)``, and the share of them at which the map
         turns space inside out, ``(n,)``.
 
         The density of the posterior in u counts a field as often as the map reaches it: once if
         the map is one to one, which one that folds over itself is not.
         """
-        log_reference = self.log_reference(u)
         if self.prior_map:
-            return self.log_prob(u) - log_reference, u.new_zeros(self.num)
+            return self.log_prob(u), u.new_zeros(self.num)
 
         def both(part: Tensor) -> Tensor:
             zeta, log_det, sign = self._map_with_log_det(part)
@@ -162,7 +161,7 @@ class Target:
 
         value, sign = self._chunked(both, u).unbind(-1)
         value = torch.where(value.isnan(), -torch.inf, value)
-        return value - log_reference, (sign < 0).to(u).mean(0)
+        return value, (sign < 0).to(u).mean(0)
 
     def score(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """``log_prob`` and its gradient in u, ``(num, n)`` and ``(num, n, d)``."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vfm_inverse.correction.ensemble import Ensemble, effective_size, systematic
-from vfm_inverse.correction.moves import ACCEPTANCE, State, adapt, evaluate, pcn
+from vfm_inverse.correction.moves import ACCEPTANCE, State, adapt, draw, pcn
 from vfm_inverse.correction.target import Target
 from vfm_inverse.posterior import VariationalFlowMap
 from vfm_inverse.randomness import seeded
@@ -50,8 +50,9 @@ def smc(
 
     Returns:
         Equally weighted draws. Diagnostics: ``rhat`` between independent groups of particles, the
-        worst coordinate (1 is agreement), ``stages``, ``acceptance`` and ``power`` (1 if the
-        posterior was reached).
+        worst coordinate (1 is agreement), ``stages``, ``acceptance``, ``power`` (1 if the
+        posterior was reached) and ``folded``, the share of the map's draws at which a conditional
+        map folds over itself (trust the answer below 0.01).
 
     Raises:
         ValueError: the posterior's or the draws' density is unknown (:class:`Target`), or an
@@ -64,20 +65,21 @@ def smc(
     y, params, batched = vfm.batch(y, params)
     with seeded(seed):
         target = Target(vfm, y, params)
-        state, figures = anneal(target, target.sample(num_samples), ess, moves, max_stages)
+        state, folded = draw(target, num_samples)
+        state, figures = anneal(target, state, ess, moves, max_stages)
+        figures["folded"] = folded
         notes = tuple(
-            f"{int(k)} temperatures, R-hat between groups {r:.3f}"
-            for k, r in zip(figures["stages"], figures["rhat"], strict=True)
+            f"{int(k)} temperatures, R-hat between groups {r:.3f}, folded {f:.1%}"
+            for k, r, f in zip(figures["stages"], figures["rhat"], folded.tolist(), strict=True)
         )
         return Ensemble.of(target.field(state.u), batched, None, figures, notes)
 
 
 def anneal(
-    target: Target, u: Tensor, ess: float = 0.5, moves: int = 10, max_stages: int = 100
+    target: Target, state: State, ess: float = 0.5, moves: int = 10, max_stages: int = 100
 ) -> tuple[State, dict[str, Tensor]]:
-    """The stages, from draws ``u (num, n, d)`` of the reference."""
-    state = evaluate(target, u, needs_reference=True)
-    power, stages, accepted = (u.new_zeros(target.num) for _ in range(3))
+    """The stages, from draws of the reference."""
+    power, stages, accepted = (state.u.new_zeros(target.num) for _ in range(3))
     step = torch.full_like(power, 0.5)
     for _ in range(max_stages):
         running = power < 1

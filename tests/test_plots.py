@@ -146,6 +146,16 @@ def test_gallery_shows_truth_observation_mean_std_and_draws(tmp_path: Path) -> N
     picture(figure, tmp_path)
 
 
+def test_gallery_shows_the_channels_of_a_field_in_rows(tmp_path: Path) -> None:
+    draws, truth = torch.randn(20, 3, 2, 8, 8), torch.randn(3, 2, 8, 8)
+    figure = gallery.posterior_gallery(draws, truth, truth, max_rows=4)
+    rows = [axes for axes in figure.axes if axes.images]
+    assert len(rows) == 4 * 8  # truth, observation, mean, std and four draws
+    shown = rows[8].images[0].get_array()  # second row: second channel of the first truth
+    np.testing.assert_allclose(shown, truth[0, 1].numpy(), rtol=1e-6)
+    figure.savefig(tmp_path / "channels.png")
+
+
 def test_gallery_takes_labels_lines_missing_data_and_other_observations(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(30, 2, 6, 8, generator=generator).numpy()

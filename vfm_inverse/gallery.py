@@ -44,7 +44,8 @@ def posterior_gallery(
     cmap: str = "viridis",
     units: str | None = None,
 ) -> Figure:
-    """Truth, observation, posterior mean, standard deviation and draws; a row an observation.
+    """Truth, observation, posterior mean, standard deviation and draws; a row an observation, or
+    a channel of it.
 
     Args:
         draws: ``(num_draws, batch, *event)``; a ``DataArray`` also gives axes and units.
@@ -197,7 +198,7 @@ def _field(value: Array, lead: tuple[str, ...], name: str) -> xr.DataArray:
     """Array with leading dimensions called ``lead``; a tensor's single channel is dropped."""
     if isinstance(value, xr.DataArray):
         names = dict(zip(value.dims, lead, strict=False))
-        return value.rename({old: new for old, new in names.items() if old != new})
+        return _split(value.rename({old: new for old, new in names.items() if old != new}))
     array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
     if array.ndim <= len(lead):
         raise ValueError(f"'{name}' must be ({', '.join(lead)}, *field); got shape {array.shape}")
@@ -206,4 +207,15 @@ def _field(value: Array, lead: tuple[str, ...], name: str) -> xr.DataArray:
     axes = {1: ("index",), 2: ("row", "column")}.get(array.ndim - len(lead))
     if axes is None:
         axes = tuple(f"axis_{i}" for i in range(array.ndim - len(lead)))
-    return xr.DataArray(array, dims=(*lead, *axes))
+    return _split(xr.DataArray(array, dims=(*lead, *axes)))
+
+
+def _split(value: xr.DataArray) -> xr.DataArray:
+    """Fields with their channels, if they have any, as observations of their own."""
+    lead = value.dims[: value.dims.index("observation")]
+    if value.ndim != len(lead) + 4:
+        return value
+    both = ("observation", value.dims[len(lead) + 1])
+    plain = value.drop_vars([name for name in value.coords if {*both} & {*value[name].dims}])
+    split = plain.stack(panel=both, create_index=False).transpose(*lead, "panel", ...)
+    return split.rename(panel="observation")

@@ -52,15 +52,15 @@ SETTINGS: dict[str, tuple[int, int]] = {
     "linear-gaussian": (500, 128),
     "rotated-gaussian": (500, 128),
     "lognormal-field": (2000, 128),
-    "darcy": (150, 32),
-    "darcy-64": (500, 64),
-    "travel-time-eikonal": (150, 32),
+    "darcy": (500, 64),
+    "darcy-64": (2000, 64),
+    "travel-time-eikonal": (500, 64),
     "lorenz96-window": (2000, 64),
-    "fwi-small": (100, 32),
-    "ct": (150, 32),
-    "mri": (100, 32),
-    "photo-deblur": (200, 32),
-    "photo-inpaint": (200, 32),
+    "fwi-small": (150, 32),
+    "ct": (400, 32),
+    "mri": (400, 32),
+    "photo-deblur": (500, 64),
+    "photo-inpaint": (500, 64),
 }
 VECTOR = (2000, 128)
 #: Where a simulation takes milliseconds, fewer of them for the Gaussian start.

@@ -7,6 +7,7 @@ the posterior under a Gaussian prior with the mean and covariance of the same tr
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -127,7 +128,8 @@ def run_demo(
     )
 
     figures = {**_figures(checked, classical), **{f"{k}_seconds": v for k, v in seconds.items()}}
-    say(f"Calibration  {figures['verdict']}: {figures['reason']}")
+    sentence = f"Calibration  {figures['verdict']}: {figures['reason']}"
+    say(textwrap.fill(sentence, width=110, subsequent_indent=" " * 13))
     say("")
     say(f"On {num_simulations} held-out observations      this map   Gaussian prior")
     for name, label in {"energy_score": "energy score", "crps": "CRPS"}.items():

@@ -178,11 +178,16 @@ def main_figures(report: xr.Dataset) -> dict[str, float]:
     return {name: float(value) for name, value in figures.items()}
 
 
-def standing(vfm: VariationalFlowMap) -> tuple[Standing, str]:
-    """Verdict on a map as it is now, and why: ``"pass"``, ``"fail"`` or ``"uncertified"``."""
+def standing(vfm: VariationalFlowMap, weights: str | None = None) -> tuple[Standing, str]:
+    """Verdict on a map as it is now, and why: ``"pass"``, ``"fail"`` or ``"uncertified"``.
+
+    Args:
+        vfm: the map.
+        weights: its :func:`weights_fingerprint`, where that is known already.
+    """
     if vfm.card is None:
         return "uncertified", "its calibration was never checked"
-    if vfm.card.weights_sha256 != weights_fingerprint(vfm):
+    if vfm.card.weights_sha256 != (weights or weights_fingerprint(vfm)):
         return "uncertified", "its weights changed after its calibration was checked"
     return "pass" if vfm.card.verdict == "pass" else "fail", vfm.card.reason
 

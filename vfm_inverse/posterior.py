@@ -344,14 +344,15 @@ class VariationalFlowMap(nn.Module):
 
     def provenance(self) -> dict[str, str | int | float]:
         """What a data set made with this map should say about it, its card included."""
-        verdict, reason = standing(self)
+        weights = weights_fingerprint(self)
+        verdict, reason = standing(self, weights)
         card = None if verdict == "uncertified" else self.card
         held = {} if card is None else {"calibration_card": card.to_json()}
         return {
             "observation_enters": self.observation,
             "flow_map_steps": self.steps,
             "model": json.dumps(self.config, sort_keys=True),
-            "weights_sha256": weights_fingerprint(self),
+            "weights_sha256": weights,
             "calibration_verdict": verdict,
             "calibration_reason": reason,
             **held,

@@ -27,14 +27,11 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from vfm_inverse.baselines import Climatology
 from vfm_inverse.calibration.labels import MapLabels
 from vfm_inverse.calibration.results import make_report
-from vfm_inverse.calibration.simulations import CHUNK, Run, check_counts
+from vfm_inverse.calibration.simulations import CHUNK, Run, check_counts, new_tally
 from vfm_inverse.quantities import Quantity, default_quantities
 from vfm_inverse.randomness import seeded
-from vfm_inverse.tally import Tally
-from vfm_inverse.tarp import Tarp
 
 if TYPE_CHECKING:
     from vfm_inverse.problem import InverseProblem
@@ -110,14 +107,7 @@ def posterior_sbc(
         if problem.likelihood is not None:
             density = problem.log_likelihood  # of the new data; the first are the same for all
     quantities = quantities or default_quantities(x.shape[1:], density)
-    tally = Tally(
-        quantities,
-        num_draws,
-        num_simulations,
-        seed,
-        joint=Tarp(num_draws, num_simulations, y=new, seed=seed),
-        climatology=Climatology(x),
-    )
+    tally = new_tally(quantities, num_draws, x, new, seed=seed)
     run = Run(answer, x, seen, repeated, seed, num_draws, chunk, None, None)
     run.count(tally, {}, progress=progress)
     labels = MapLabels.of(x.shape[1:], problem.dims, problem.coords, problem.units)

@@ -10,13 +10,10 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from vfm_inverse.baselines import Climatology
 from vfm_inverse.calibration.labels import MapLabels
 from vfm_inverse.calibration.results import make_report
-from vfm_inverse.calibration.simulations import CHUNK, check_counts
+from vfm_inverse.calibration.simulations import CHUNK, check_counts, new_tally
 from vfm_inverse.quantities import Quantity, default_quantities
-from vfm_inverse.tally import Tally
-from vfm_inverse.tarp import Tarp
 
 __all__ = ["from_draws"]
 
@@ -104,14 +101,15 @@ def from_draws(
         other = None if other is None else other.unsqueeze(2)
     num_draws, num, *event = draws.shape
     check_counts(num, num_draws, alpha)
-    tally = Tally(
+    tally = new_tally(
         quantities or default_quantities(event),
         num_draws,
-        num,
-        seed,
-        joint=Tarp(num_draws, num, y=y, seed=seed) if joint else None,
-        climatology=Climatology(truth) if other is None else None,
+        truth,
+        y,
+        seed=seed,
+        joint=joint,
         local=local,
+        climate=other is None,
         memory=memory,
     )
     size = max(1, CHUNK // (num_draws * truth[0].numel()))

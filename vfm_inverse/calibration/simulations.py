@@ -32,7 +32,7 @@ from vfm_inverse.tarp import Tarp
 if TYPE_CHECKING:
     from vfm_inverse.problem import InverseProblem
 
-__all__ = ["calibrate", "check_counts", "merge"]
+__all__ = ["calibrate", "check_counts", "merge", "new_tally"]
 
 #: Numbers that one call of ``sample`` asks for unless told otherwise: 256 fields of 64 x 64.
 CHUNK = 2**20
@@ -111,7 +111,17 @@ def calibrate(
         density = None if problem.likelihood is None else problem.log_likelihood
         quantities = default_quantities(x.shape[1:], density)
     run = Run(posterior_fn, x, y, params, base, num_draws, chunk, baseline, problem.log_prior)
-    tally = _tally(quantities, num_draws, x, y, base, joint, local, baseline, memory)
+    tally = new_tally(
+        quantities,
+        num_draws,
+        x,
+        y,
+        seed=base,
+        joint=joint,
+        local=local,
+        climate=baseline is None,
+        memory=memory,
+    )
     settings = {
         "seed": base,
         "num_simulations": num_simulations,
@@ -273,24 +283,27 @@ def check_counts(num_simulations: int, num_draws: int, alpha: float) -> None:
         raise ValueError(f"'alpha' must lie between 0 and 1; got {alpha}")
 
 
-def _tally(
+def new_tally(
     quantities: Mapping[str, Quantity],
     num_draws: int,
-    x: Tensor,
-    y: Tensor,
+    truth: Tensor,
+    y: Tensor | None,
+    *,
     seed: int,
-    joint: bool,
-    local: bool,
-    baseline: Callable[..., Any] | None,
-    memory: int,
+    joint: bool = True,
+    local: bool = False,
+    climate: bool = True,
+    memory: int = 2**30,
 ) -> Tally:
+    """An empty tally for truths ``(num, *event)`` and their observations, with the other truths as
+    baseline where ``climate``."""
     return Tally(
         quantities,
         num_draws,
-        len(x),
+        len(truth),
         seed,
-        joint=Tarp(num_draws, len(x), y=y, seed=seed) if joint else None,
-        climatology=Climatology(x) if baseline is None else None,
+        joint=Tarp(num_draws, len(truth), y=y, seed=seed) if joint else None,
+        climatology=Climatology(truth) if climate else None,
         local=local,
         memory=memory,
     )

@@ -132,7 +132,7 @@ def hamiltonian(
 def restart(state: State) -> tuple[State, Tensor]:
     """Chains that have not arrived begin where another has; returns which chain each now is,
     ``(num_chains, n)``."""
-    num, n, dim = state.u.shape
+    num, _, dim = state.u.shape
     least = state.log_prob.median(0).values - dim - LOST
     here = state.log_prob >= least
     weight = here.to(state.u).T
@@ -141,10 +141,7 @@ def restart(state: State) -> tuple[State, Tensor]:
     other = torch.multinomial(weight, num, replacement=True).T
     own = torch.arange(num, device=other.device).unsqueeze(1)
     found = torch.where(here, own, other)
-    at = torch.arange(n, device=other.device)
-    gradient = None if state.gradient is None else state.gradient[found, at]
-    u, log_prob, log_reference = (part[found, at] for part in state[:3])
-    return State(u, log_prob, log_reference, gradient), found
+    return state.take(found), found
 
 
 def quarter(step: Tensor) -> int:

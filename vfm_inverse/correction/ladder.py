@@ -89,7 +89,7 @@ def auto(
         if not target.direct:
             # More steps, each nearer to the identity, unfold a map that folds over itself.
             for steps in dict.fromkeys((vfm.steps, max(vfm.steps, UNFOLDING_STEPS))):
-                climb_with(result, Target(vfm, y, params, steps=steps), num_samples)
+                climb_with(result, target, steps, num_samples)
                 if target.prior_map or not len(result.left):
                     break
         if len(result.left):
@@ -97,10 +97,11 @@ def auto(
     return result.ensemble(batched)
 
 
-def climb_with(result: Climb, target: Target, num_samples: int) -> None:
-    """Weigh, and temper, the draws of a map for the observations that are left."""
+def climb_with(result: Climb, target: Target, steps: int, num_samples: int) -> None:
+    """Weigh, and temper, the draws of so many steps of the map for the observations that are
+    left."""
     rows = result.left
-    part = target.rows(rows)
+    part = target.rows(rows, steps)
     state, folded = draw(part, num_samples)
     log_ratio = state.log_prob - state.log_reference
     result.weigh(rows, part.field(state.u), *smooth(log_ratio), folded)

@@ -36,6 +36,13 @@ class State(NamedTuple):
     log_reference: Tensor
     gradient: Tensor | None = None
 
+    def take(self, index: Tensor) -> State:
+        """Of each observation the draws ``index (num, n)``."""
+        column = torch.arange(index.shape[1], device=index.device)
+        u, log_prob, log_reference = (part[index, column] for part in self[:3])
+        gradient = None if self.gradient is None else self.gradient[index, column]
+        return State(u, log_prob, log_reference, gradient)
+
     def tempered(self, power: Tensor) -> Tensor:
         """``log r + power (log p - log r)``, ``(num, n)``; for power one the posterior itself."""
         if bool((power == 1).all()):

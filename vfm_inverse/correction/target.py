@@ -208,10 +208,10 @@ class Target:
         xi = self._chunked(self.whitened, u)
         return direct, xi if direct._frame is None else standardize(direct._frame, xi)
 
-    def rows(self, rows: slice | Tensor) -> Target:
-        """The target of some of the observations."""
+    def rows(self, rows: slice | Tensor, steps: int | None = None) -> Target:
+        """The target of some of the observations, with as many steps of the map or others."""
         params = {name: value[rows] for name, value in self.params.items()}
-        return Target(self.vfm, self.y[rows], params, self.direct, self.steps)
+        return Target(self.vfm, self.y[rows], params, self.direct, steps or self.steps)
 
     def _log_prob(self, u: Tensor) -> Tensor:
         if self.prior_map:

@@ -137,10 +137,7 @@ def resample(state: State, rise: Tensor) -> State:
     index = torch.cat(parts)
     # An observation that has arrived keeps its particles.
     index = torch.where(rise > 0, index, torch.arange(len(index), device=index.device)[:, None])
-    where = torch.arange(index.shape[1], device=index.device)
-    return State(
-        state.u[index, where], state.log_prob[index, where], state.log_reference[index, where]
-    )
+    return state.take(index)
 
 
 def split_rhat(chains: Tensor) -> Tensor:

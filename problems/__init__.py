@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -146,4 +147,5 @@ def load(name: str, **kwargs: Any) -> InverseProblem:
         raise ValueError(f"unknown setting {unknown} of problem '{name}'; it takes {settings}")
     problem: InverseProblem = module.make(**kwargs)
     problem.name, problem.kwargs = name, dict(kwargs)
+    problem.rebuild = partial(load, name, **kwargs)
     return problem

@@ -239,20 +239,15 @@ def test_draws_are_made_on_the_device(kind: str) -> None:
     [
         (torch.zeros(0, 3), ValueError, r"'prior' is empty; got shape \(0, 3\)"),
         (torch.tensor([[1.0, torch.nan]]), ValueError, "'prior' must be finite; 1 of 2 values"),
-        (torch.zeros(5), ValueError, r"'prior' must hold floating-point samples .* got \(5,\)"),
-        (torch.zeros(5, 2, dtype=torch.int64), ValueError, "of torch.int64"),
+        (torch.zeros(5), ValueError, r"'prior' must hold samples .* got \(5,\)"),
         (lambda num: torch.full((num, 2), torch.inf), ValueError, "'prior' must be finite"),
-        (lambda num: torch.zeros(num + 1, 2), ValueError, r"'prior' must draw .*\(1, \*event\)"),
-        (
-            lambda num: np.zeros((num, 2)),
-            TypeError,
-            "'prior' must draw a torch.Tensor; got ndarray",
-        ),
+        (lambda num: torch.zeros(num + 1, 2), ValueError, r"'prior' must draw .*\(2, \*event\)"),
+        (lambda num: np.zeros((num, 2), "M8[s]"), TypeError, "real numbers; got dates"),
         (dist.Normal(torch.zeros(3), 1.0), ValueError, r"got batch shape \(3,\).*Independent"),
-        ([1.0, 2.0], TypeError, "'prior' must be a tensor of samples, .* got list"),
+        ([1.0, 2.0], TypeError, "'prior' must be samples .* got list"),
         (xr.DataArray(np.zeros((4, 2))), ValueError, "'prior' must have a dimension 'sample'"),
         (xr.DataArray(np.zeros((0, 2)), dims=("sample", "x")), ValueError, "'prior' is empty"),
-        (xr.DataArray(np.zeros((4, 2), "U1"), dims=("sample", "x")), ValueError, "real numbers"),
+        (xr.DataArray(np.zeros((4, 2), "U1"), dims=("sample", "x")), TypeError, "real numbers"),
         (
             xr.Dataset({"u": ("sample", [1.0]), "v": ("sample", [1.0])}),
             ValueError,
@@ -282,9 +277,12 @@ def test_bad_priors_are_refused(prior: Any, error: type[Exception], message: str
         ),
         (
             {"physics": denoising(), "params": lambda num: {"sigma": torch.ones(())}},
-            "'params' must return tensors with leading dimension 1; 'sigma' has shape",
+            "'params' must return tensors with leading dimension 2; 'sigma' has shape",
         ),
-        ({"simulator": lambda x: x / 0}, "simulated from the prior is not finite"),
+        (
+            {"simulator": lambda x: x / 0},
+            "'simulator' gave values that are not finite in 32 of 32",
+        ),
     ],
 )
 def test_bad_settings_are_refused(kwargs: dict[str, Any], message: str) -> None:
@@ -314,15 +312,13 @@ def test_bad_observations_are_refused() -> None:
     ]:
         with pytest.raises(ValueError, match=message):
             problem.check_observation(bad, given)
-    with pytest.raises(TypeError, match="'y' must be a torch.Tensor; got ndarray"):
-        problem.check_observation(np.zeros((4, 3)))  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="'y' must hold floating-point numbers; got torch.int64"):
-        problem.check_observation(torch.zeros(4, 3, dtype=torch.int64))
+    with pytest.raises(TypeError, match="'y' must hold real numbers; got complex"):
+        problem.check_observation(torch.zeros(4, 3, dtype=torch.complex64), {"sigma": sigma})
     with pytest.raises(ValueError, match=r"'x' must have shape \(\*batch, 3\); got \(3,\)"):
         problem.observe(torch.zeros(3), sigma=sigma)
     with pytest.raises(ValueError, match="'sigma' must be positive; got 0"):
         problem.observe(torch.zeros(4, 3), sigma=torch.zeros(4))
     with pytest.raises(ValueError, match="'split' must be 'train' or 'test'; got 'val'"):
         problem.simulate(3, split="val")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="'num' must be positive; got 0"):
+    with pytest.raises(ValueError, match="'num' must be an integer of at least 1; got 0"):
         problem.simulate(0)

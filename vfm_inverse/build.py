@@ -34,6 +34,10 @@ FULL_LIMIT = 64
 """Largest dimension for which a full covariance is the default without a Gaussian start."""
 
 
+TYPES = {"float32": torch.float32, "float64": torch.float64}
+"""Types of a problem and its maps, by their names in a checkpoint."""
+
+
 def build(
     problem: InverseProblem,
     *,
@@ -143,7 +147,11 @@ def build(
 def rebuild(
     problem: InverseProblem, config: Mapping[str, Any], whitening: Whitening | None = None
 ) -> VariationalFlowMap:
-    """The same modules as :func:`build` made, unfitted: a checkpoint fills in the numbers."""
+    """The same modules as :func:`build` made, unfitted: a checkpoint fills in the numbers.
+
+    The problem computes in the type of the map from then on.
+    """
+    problem.to(dtype=TYPES.get(config.get("dtype", "float32")))
     if whitening is None:
         if config["whitening"] not in WHITENINGS:
             raise ValueError(
@@ -199,12 +207,17 @@ def assemble(
         features=features,
         observation_shape=problem.observation_shape,
         param_shapes=problem.param_shapes,
+        param_types=problem.param_types,
         start=start,
         observation=observation,
         steps=config["steps"],
         precision=config.get("precision", "single"),
-        config={**config, "problem": {"name": problem.name, "kwargs": problem.kwargs}},
-    ).to(problem.device)
+        config={
+            **config,
+            "dtype": str(problem.dtype).removeprefix("torch."),
+            "problem": {"name": problem.name, "kwargs": problem.kwargs},
+        },
+    ).to(problem.device, problem.dtype)
 
 
 def describe(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from deepinv.physics import GaussianNoise, Physics
@@ -83,6 +84,12 @@ class Likelihood:
             raise ValueError(
                 f"the physics returns {type(mean).__name__}; an observation must be one tensor"
             )
+        if mean.is_complex():
+            raise ValueError(
+                "the physics returns complex numbers; an observation must be real: give real and "
+                "imaginary part as two channels, as with torch.view_as_real"
+            )
+        mean = mean.to(x.dtype)
         mask = per_field.get("mask", stored_mask) if self._masks_noise else None
         if mask is not None:
             if mask.dim() < mean.dim():  # MultiCoilMRI: one mask for all coils
@@ -112,6 +119,14 @@ class Likelihood:
         sigma = torch.as_tensor(params.get("sigma", self._defaults["sigma"]))
         _check_positive("sigma", sigma)
         return sigma
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the law, a local function, which the physics gives again."""
+        return {name: value for name, value in vars(self).items() if name != "_law"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._law, _ = noise_law(self.physics.noise_model)
 
     def __repr__(self) -> str:
         noise = ", ".join(

@@ -34,6 +34,7 @@ from vfm_inverse.adapter import (
     unstandardize,
 )
 from vfm_inverse.card import CalibrationWarning, Card, standing, weights_fingerprint
+from vfm_inverse.checks import check_batch, check_params
 from vfm_inverse.encoders import FieldFeatures, VectorFeatures
 from vfm_inverse.flow_map import ConditionedMap, FlowMap
 from vfm_inverse.gaussian import ContractedNormal
@@ -171,6 +172,8 @@ class VariationalFlowMap(nn.Module):
         log_prior: log density of the prior of x, where it is known, for corrections.
         whitening: coordinates of the map.
         features: description of an observation for the networks.
+        observation_shape, param_shapes: of one observation and its parameters.
+        param_types: of parameters that are integers or booleans.
         start: Gaussian approximation of the posterior, or ``None``.
         observation: ``"adapter"``, ``"context"`` or ``"both"``.
         steps: steps of the flow map for one draw.
@@ -197,6 +200,7 @@ class VariationalFlowMap(nn.Module):
         features: VectorFeatures | FieldFeatures | StationFeatures,
         observation_shape: torch.Size,
         param_shapes: Mapping[str, torch.Size],
+        param_types: Mapping[str, torch.dtype] | None = None,
         start: GaussianStart | None = None,
         observation: str = "both",
         steps: int = 1,
@@ -224,6 +228,7 @@ class VariationalFlowMap(nn.Module):
         self.range = ValidRange()
         self.observation_shape = observation_shape
         self.param_shapes = dict(param_shapes)
+        self.param_types = dict(param_types or {})
         self.observation = observation
         self.steps = steps
         self.precision = precision
@@ -253,12 +258,15 @@ class VariationalFlowMap(nn.Module):
 
         return build(problem, **options)
 
-    def forward(self, y: Tensor, **params: Tensor) -> PushForward:
+    def forward(self, y: Any, **params: Any) -> PushForward:
         """The posterior of x given ``y (*obs)`` or ``(n, *obs)`` and parameters with the same
-        batch.
+        batch, or numbers for all observations.
+
+        Tensors and arrays of any real type are brought to the type and device of the map.
 
         Raises:
-            ValueError: wrong shape, dtype, device or parameter names, or a value that is not
+            TypeError: ``y`` or a parameter holds no real numbers.
+            ValueError: wrong shape or parameter names, no observation, or a value that is not
                 finite.
 
         Warns:
@@ -271,19 +279,24 @@ class VariationalFlowMap(nn.Module):
             answer.noise, lambda z: self.decode(z, answer), self.event_shape, batched
         )
 
-    def batch(
-        self, y: Tensor, params: Mapping[str, Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor], bool]:
+    def batch(self, y: Any, params: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor], bool]:
         """Observations ``(n, *obs)`` and parameters, checked, and whether they came as a batch;
         raises and warns as :meth:`forward` does."""
-        params = dict(params)
-        batched = y.dim() > len(self.observation_shape)
-        if not batched:
-            y = y.unsqueeze(0)
-            for name, value in params.items():
-                if value.shape == self.param_shapes.get(name):
-                    params[name] = value.unsqueeze(0)
-        self._check(y, params)
+        like = self.whitening.mean
+        y, batched = check_batch(y, self.observation_shape, dtype=like.dtype, device=like.device)
+        params = check_params(
+            params,
+            self.param_shapes,
+            len(y),
+            dtype=like.dtype,
+            device=like.device,
+            batched=batched,
+            types=self.param_types,
+        )
+        simulations = "certified simulations" if self.card else "training simulations"
+        if (complaint := self.range.complaint(y, params, simulations)) is not None:
+            # Behind this and the two frames of nn.Module's call is whose observation it is.
+            warnings.warn(complaint, CalibrationWarning, stacklevel=5)
         return y, params, batched
 
     def condition(self, y: Tensor, params: Mapping[str, Tensor]) -> Condition:
@@ -357,36 +370,3 @@ class VariationalFlowMap(nn.Module):
             "calibration_reason": reason,
             **held,
         }
-
-    def _check(self, y: Tensor, params: Mapping[str, Tensor]) -> None:
-        if y.shape[1:] != self.observation_shape:
-            raise ValueError(
-                f"'y' must have shape (*batch, {', '.join(map(str, self.observation_shape))}); "
-                f"got {tuple(y.shape)}"
-            )
-        if set(params) != set(self.param_shapes):
-            raise ValueError(
-                f"parameters must be {sorted(self.param_shapes)}; got {sorted(params)}"
-            )
-        reference = self.whitening.mean
-        for name, value in {"y": y, **params}.items():
-            if name != "y" and value.shape != (y.shape[0], *self.param_shapes[name]):
-                raise ValueError(
-                    f"'{name}' must have shape {(y.shape[0], *self.param_shapes[name])}; got "
-                    f"{tuple(value.shape)}"
-                )
-            if value.dtype != reference.dtype or value.device != reference.device:
-                raise ValueError(
-                    f"'{name}' must be {reference.dtype} on {reference.device}; got "
-                    f"{value.dtype} on {value.device}"
-                )
-            if not torch.isfinite(value).all():
-                raise ValueError(
-                    f"'{name}' must be finite; got {int((~torch.isfinite(value)).sum())} values "
-                    "that are not. "
-                    "Missing data belong into labelled observations, where NaN means not observed"
-                )
-        simulations = "certified simulations" if self.card else "training simulations"
-        if (complaint := self.range.complaint(y, params, simulations)) is not None:
-            # Behind the two frames of nn.Module's call is whose observation it is.
-            warnings.warn(complaint, CalibrationWarning, stacklevel=6)

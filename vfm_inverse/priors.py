@@ -1,15 +1,16 @@
 """Where prior fields come from: tensors, functions, distributions and labelled archives.
 
 ``samplers`` turns any of them into two functions ``num -> (num, *event)``, one for training and
-one for tests, and checks on the way that they are not empty, floating-point and finite. Archives
-held by dask are read lazily: a draw touches the samples it needs and nothing else.
+one for tests, which draw in the problem's floating-point type and check that what they draw is
+finite. Archives held by dask are read lazily: a draw touches the samples it needs and nothing
+else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -24,11 +25,20 @@ from torch.distributions import (
     TransformedDistribution,
 )
 
+from vfm_inverse.arrays import real_tensor
 from vfm_inverse.random_fields import MaternField
+from vfm_inverse.randomness import seeded
 
-__all__ = ["LabelledPrior", "Prior", "Sampler", "moments", "samplers"]
+__all__ = ["LabelledPrior", "LogPrior", "Prior", "Sampler", "moments", "samplers"]
 
-Prior = Tensor | Callable[[int], Tensor] | Distribution | xr.Dataset | xr.DataArray
+Prior = (
+    Tensor
+    | np.ndarray
+    | Callable[[int], Tensor | np.ndarray]
+    | Distribution
+    | xr.Dataset
+    | xr.DataArray
+)
 
 SAMPLE, CHANNEL = "sample", "channel"
 HELD_OUT = 10  # one sample in ten of a prior given by samples is held out for tests ...
@@ -109,27 +119,32 @@ class LabelledPrior:
     def __getitem__(self, part: slice) -> LabelledPrior:
         return LabelledPrior(self.data.isel({SAMPLE: part}))
 
-    def take(self, index: Tensor) -> Tensor:
+    def take(self, index: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Samples ``(n, *event)`` at ``index`` ``(n,)``, each of them read once."""
         needed, where = torch.unique(index, return_inverse=True)
-        return LabelledPrior(self.data.isel({SAMPLE: needed.numpy()})).values()[where]
+        return LabelledPrior(self.data.isel({SAMPLE: needed.numpy()})).values(dtype)[where]
 
-    def values(self) -> Tensor:
-        """All samples, ``(n, *event)`` in torch's default floating-point type."""
-        if self.data.dtype.kind not in "fiu":
-            raise ValueError(f"'prior' must hold real numbers; got {self.data.dtype}")
-        values = torch.from_numpy(np.array(self.data.values, dtype=np.float64))
-        return values.to(torch.get_default_dtype()).reshape(-1, *self.event_shape)
+    def values(self, dtype: torch.dtype | None = None) -> Tensor:
+        """All samples, ``(n, *event)`` in the type given or torch's default."""
+        dtype = dtype or torch.get_default_dtype()
+        return real_tensor(self.data, "prior", dtype=dtype).reshape(-1, *self.event_shape)
 
 
 class Sampler:
-    """Draws of one split: ``sampler(num)`` is ``(num, *event)``, floating-point and finite.
+    """Draws of one split: ``sampler(num)`` is ``(num, *event)``, finite and of one type.
 
     Samples are drawn with replacement.
+
+    Args:
+        source: samples, or a function that draws them.
+        dtype: of the draws; by default single or double precision as the source has it, torch's
+            default type where that holds integers or comes from NumPy.
     """
 
-    def __init__(self, source: Tensor | LabelledPrior | Callable[[int], Tensor]) -> None:
-        self.source = source
+    def __init__(
+        self, source: Tensor | LabelledPrior | Callable[[int], Any], dtype: torch.dtype | None
+    ) -> None:
+        self.source, self.dtype = source, dtype
 
     def __call__(self, num: int) -> Tensor:
         """Draw and check."""
@@ -138,27 +153,33 @@ class Sampler:
             index = torch.randint(len(self.source), (num,))
             if isinstance(self.source, Tensor):
                 return self.source[index.to(self.source.device)]
-            x = self.source.take(index)
+            x = self.source.take(index, self.dtype)
         else:
-            x = self.source(num)
-        if not isinstance(x, Tensor):
-            raise TypeError(f"'prior' must draw a torch.Tensor; got {type(x).__name__}")
-        if not x.is_floating_point() or x.dim() < 2 or len(x) != num or x.numel() == 0:
-            raise ValueError(
-                f"'prior' must draw floating-point tensors ({num}, *event); "
-                f"got {tuple(x.shape)} of {x.dtype}"
-            )
+            x = self._drawn(self.source(num), num)
         _check_finite(x)
         return x
 
-    def to(self, device: torch.device) -> None:
-        """Move samples that are held as a tensor."""
+    def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> None:
+        """Move samples that are held as a tensor; draw in another type."""
+        self.dtype = dtype or self.dtype
         if isinstance(self.source, Tensor):
-            self.source = self.source.to(device)
+            self.source = self.source.to(device=device, dtype=dtype)
+
+    def _drawn(self, value: Any, num: int) -> Tensor:
+        is_tensor = isinstance(value, Tensor)
+        dtype = None if is_tensor else torch.get_default_dtype()
+        x = real_tensor(value, "prior", dtype=self.dtype or dtype)
+        if x.dim() < 2 or len(x) != num or x.numel() == 0:
+            raise ValueError(
+                f"'prior' must draw {num} fields, ({num}, *event); got {tuple(x.shape)}"
+            )
+        return x
 
 
-def samplers(prior: Prior, test_prior: Prior | None = None) -> dict[str, Sampler]:
-    """Samplers of the splits ``train`` and ``test``.
+def samplers(
+    prior: Prior, test_prior: Prior | None = None, dtype: torch.dtype | None = None
+) -> dict[str, Sampler]:
+    """Samplers of the splits ``train`` and ``test``, in the type given or the prior's own.
 
     Without ``test_prior``, the last tenth of a prior given by samples is held out, nothing of one
     with fewer than 20; a function or a distribution serves both splits.
@@ -168,31 +189,28 @@ def samplers(prior: Prior, test_prior: Prior | None = None) -> dict[str, Sampler
         ValueError: it is empty or not finite, or a distribution over something other than one
             field.
     """
-    source = _source(prior)
+    source = _source(prior, "prior", dtype)
     if test_prior is not None:
-        return {"train": Sampler(source), "test": Sampler(_source(test_prior))}
-    if isinstance(source, Tensor | LabelledPrior) and len(source) >= FEWEST_SPLIT:
+        train, test = (
+            Sampler(source, dtype),
+            Sampler(_source(test_prior, "test_prior", dtype), dtype),
+        )
+    elif isinstance(source, Tensor | LabelledPrior) and len(source) >= FEWEST_SPLIT:
         kept = len(source) - len(source) // HELD_OUT
-        return {"train": Sampler(source[:kept]), "test": Sampler(source[kept:])}
-    return {"train": Sampler(source), "test": Sampler(source)}
+        train, test = Sampler(source[:kept], dtype), Sampler(source[kept:], dtype)
+    else:
+        train, test = Sampler(source, dtype), Sampler(source, dtype)
+    return {"train": train, "test": test}
 
 
-def _source(prior: Prior) -> Tensor | LabelledPrior | Callable[[int], Tensor]:
+def _source(
+    prior: Any, name: str, dtype: torch.dtype | None
+) -> Tensor | LabelledPrior | Callable[[int], Any]:
     if isinstance(prior, xr.Dataset | xr.DataArray):
         labelled = LabelledPrior.read(prior)
         if labelled.lazy:
             return labelled
-        prior = labelled.values()
-    if isinstance(prior, Tensor):
-        if prior.dim() < 2 or not prior.is_floating_point():
-            raise ValueError(
-                "'prior' must hold floating-point samples (n, *event); "
-                f"got {tuple(prior.shape)} of {prior.dtype}"
-            )
-        if prior.numel() == 0:
-            raise ValueError(f"'prior' is empty; got shape {tuple(prior.shape)}")
-        _check_finite(prior)
-        return prior
+        prior = labelled.values(dtype)
     if isinstance(prior, Distribution):
         if prior.batch_shape or not prior.event_shape:
             raise ValueError(
@@ -200,20 +218,79 @@ def _source(prior: Prior) -> Tensor | LabelledPrior | Callable[[int], Tensor]:
                 f"{tuple(prior.batch_shape)} and event shape {tuple(prior.event_shape)}. "
                 "torch.distributions.Independent makes batch dimensions part of the event"
             )
-        return lambda num: prior.sample(torch.Size([num]))
+        return Drawn(prior)
     if callable(prior):
         return prior
-    raise TypeError(
-        "'prior' must be a tensor of samples, a callable, a torch Distribution or an xarray "
-        f"object; got {type(prior).__name__}"
-    )
+    if not isinstance(prior, Tensor) and not hasattr(prior, "__array__"):
+        raise TypeError(
+            f"'{name}' must be samples (n, *event), a callable, a torch Distribution or an xarray "
+            f"object; got {type(prior).__name__}"
+        )
+    if not isinstance(prior, Tensor):
+        prior = real_tensor(prior, name, dtype=dtype or torch.get_default_dtype())
+    samples = real_tensor(prior, name, dtype=dtype).detach()
+    if samples.dim() < 2:
+        raise ValueError(
+            f"'{name}' must hold samples (n, *event); got {tuple(samples.shape)}: one number a "
+            "field is (n, 1)"
+        )
+    if samples.numel() == 0:
+        raise ValueError(f"'{name}' is empty; got shape {tuple(samples.shape)}")
+    _check_finite(samples, name)
+    return samples
 
 
-def _check_finite(x: Tensor) -> None:
+@dataclass(frozen=True)
+class Drawn:
+    """Draws of a distribution, as a function of their number."""
+
+    law: Distribution
+
+    def __call__(self, num: int) -> Tensor:
+        """Draws ``(num, *event)``."""
+        return self.law.sample(torch.Size([num]))
+
+
+class LogPrior:
+    """``log p(x)`` in nats, ``(*batch, *event)`` to ``(*batch,)``: minus infinity outside the
+    support.
+
+    Args:
+        prior: distribution over one field.
+        device: where its parameters are.
+    """
+
+    def __init__(self, prior: Distribution, device: torch.device) -> None:
+        self._prior, self._device = prior, device
+        with seeded(0):
+            self._inside = prior.sample()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The density of fields, in their type and on their device."""
+        home = x.to(self._device)
+        inside = self._supports(home)
+        if inside is None or bool(inside.all()):
+            return self._prior.log_prob(home).to(x)
+        shaped = inside.reshape(*inside.shape, *[1] * self._inside.dim())
+        density = self._prior.log_prob(torch.where(shaped, home, self._inside.to(home)))
+        return torch.where(inside, density, -torch.inf).to(x)
+
+    def _supports(self, x: Tensor) -> Tensor | None:
+        """Which fields ``(*batch, *event)`` lie in the support, ``(*batch,)``; None if unknown."""
+        lead = x.dim() - self._inside.dim()
+        try:
+            support: Any = self._prior.support
+            found: Tensor = support.check(x)
+        except (NotImplementedError, AttributeError):
+            return None
+        return found.flatten(lead).all(-1) if found.dim() > lead else found
+
+
+def _check_finite(x: Tensor, name: str = "prior") -> None:
     finite = torch.isfinite(x)
     if not bool(finite.all()):
         raise ValueError(
-            f"'prior' must be finite; {int((~finite).sum())} of {x.numel()} values are not"
+            f"'{name}' must be finite; {int((~finite).sum())} of {x.numel()} values are not"
         )
 
 

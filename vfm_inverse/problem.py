@@ -21,13 +21,23 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.distributions.transforms import Transform
 
+from vfm_inverse.arrays import real_tensor
 from vfm_inverse.bounded import box_of
+from vfm_inverse.checks import (
+    check_axes,
+    check_batch,
+    check_drawn,
+    check_fields,
+    check_integer,
+    check_params,
+)
 from vfm_inverse.labels import AxisLabels
-from vfm_inverse.likelihood import Likelihood
-from vfm_inverse.priors import LabelledPrior, Prior, moments, samplers
+from vfm_inverse.observation_model import ObservationModel
+from vfm_inverse.priors import LabelledPrior, LogPrior, Prior, moments, samplers
 from vfm_inverse.randomness import seeded
+from vfm_inverse.simulation import ENOUGH, Simulations, SimulationWarning
 
-__all__ = ["InverseProblem"]
+__all__ = ["InverseProblem", "SimulationWarning"]
 
 Split = Literal["train", "test"]
 Params = dict[str, Tensor]
@@ -50,12 +60,15 @@ class InverseProblem:
             the prior, in whose domain the map then works: ``ExpTransform()`` for positive fields,
             say. A distribution on a box has its own (``bounded.Box``).
         params: callable ``num -> dict`` of parameters, each ``(num, ...)``, which the observation
-            model takes by name.
+            model takes by name; integers and booleans stay what they are.
         test_prior: held-out prior of the same kinds. Without one, the last tenth of a prior given
             by samples is held out (nothing below 20 samples); a callable or a distribution serves
             both.
         reference: callable ``(y, **params) -> Distribution`` over fields: the exact or a
             gold-standard posterior.
+        dtype: ``torch.float32`` or ``torch.float64``, the type of all numbers of the problem and
+            of maps that are built for it. By default that of the prior's tensors; torch's default
+            type where the prior is a NumPy or labelled array or holds integers.
         name, kwargs: how ``problems.load(name, **kwargs)`` rebuilds the problem.
         dims, coords, units, long_name: labels of a field, without the channel dimension where
             there is one channel; taken from a labelled prior unless given. ``coords`` as xarray
@@ -69,13 +82,18 @@ class InverseProblem:
         field_labels, observation_labels: labels as ``AxisLabels``.
         likelihood: ``(x, **params) -> Distribution``, or None with a simulator.
         transform: from unbounded values to the prior's support, or None.
-        physics: as given, or None.
+        physics: as given, a copy of it where it computes in another type, or None.
         device, dtype: of the draws.
+        simulations: finite ones, and a count of those left out.
 
     Raises:
         TypeError: an argument is of no kind listed above.
         ValueError: the prior is empty or not finite, the noise is zero or has no density, or
             shapes do not fit.
+
+    Warns:
+        SimulationWarning: equal seeds do not give equal simulations (a generator of its own in
+            the prior, ``params`` or the simulator).
     """
 
     def __init__(
@@ -89,6 +107,7 @@ class InverseProblem:
         params: Callable[[int], Params] | None = None,
         test_prior: Prior | None = None,
         reference: Callable[..., Distribution] | None = None,
+        dtype: torch.dtype | None = None,
         name: str | None = None,
         kwargs: Mapping[str, Any] | None = None,
         dims: Sequence[str] | None = None,
@@ -100,41 +119,58 @@ class InverseProblem:
         obs_units: str | None = None,
     ) -> None:
         given = {"physics": physics, "likelihood": likelihood, "simulator": simulator}
-        chosen = [f"'{key}'" for key, value in given.items() if value is not None]
+        chosen = [f"'{key}'" for key in given if given[key] is not None]
         if len(chosen) != 1:
             raise ValueError(
                 "give exactly one of 'physics', 'likelihood' and 'simulator'; got "
                 + (" and ".join(chosen) or "none")
             )
+        for key, value in {"params": params, "reference": reference}.items():
+            if value is not None and not callable(value):
+                raise TypeError(f"'{key}' must be callable; got {type(value).__name__}")
+        if dtype not in (None, torch.float32, torch.float64):
+            raise ValueError(f"'dtype' must be torch.float32 or torch.float64; got {dtype!r}")
         self.name = name
         self.kwargs = dict(kwargs or {})
+        self.rebuild: Callable[[], InverseProblem] | None = None
         self.device = torch.device("cpu")
-        self.physics = physics
-        self.likelihood = likelihood
         self.transform = transform or box_of(prior)
-        self._simulator = simulator
         self._params = params
         self._reference = reference
         self._prior = prior
-        self._samplers = samplers(prior, test_prior)
+        self._samplers = samplers(prior, test_prior, dtype)
 
-        with seeded(0):  # one sample shows the shapes; the caller's random stream must not notice
-            x, x_test = self._samplers["train"](1), self._samplers["test"](1)
-            self.field_shape, self.dtype = x.shape[1:], x.dtype
-            self._prior_device = x.device
-            if x_test.shape != x.shape:
-                raise ValueError(
-                    f"'test_prior' has fields of shape {tuple(x_test.shape[1:])}; "
-                    f"'prior' has {tuple(self.field_shape)}"
-                )
-            if physics is not None:
-                self.likelihood = Likelihood(physics, event_dim=len(self.field_shape))
-            example_params = self._sample_params(1)
-            self.param_shapes = {key: value.shape[1:] for key, value in example_params.items()}
-            y = self._observe(x, example_params)
-        if not bool(torch.isfinite(y).all()):
-            raise ValueError("an observation simulated from the prior is not finite")
-        self.observation_shape = y.shape[1:]
+        with seeded(
+            0
+        ):  # two samples show the shapes; the caller's random stream goes on as it was
+            x, x_test = self._samplers["train"](2), self._samplers["test"](2)
+        self.field_shape, self.dtype = x.shape[1:], x.dtype
+        for sampler in self._samplers.values():
+            sampler.to(dtype=self.dtype)
+        self._prior_device = x.device
+        if x_test.shape != x.shape:
+            raise ValueError(
+                f"'test_prior' has fields of shape {tuple(x_test.shape[1:])}; "
+                f"'prior' has {tuple(self.field_shape)}"
+            )
+        if dims is None and not isinstance(prior, LABELLED):
+            check_axes(self.field_shape)
+        self._model = ObservationModel(
+            physics, likelihood, simulator, len(self.field_shape), self.dtype
+        )
+        with seeded(0):
+            example = self._sample_params(2)
+            y = self._model.learn_shape(x, example)
+        self.param_shapes = {key: value.shape[1:] for key, value in example.items()}
+        self.param_types = {
+            key: value.dtype for key, value in example.items() if not value.is_floating_point()
+        }
+        self.simulations = Simulations(self._simulate, self._model)
+        if bool(torch.isfinite(y).all()):
+            self.simulations.check_seeds()
+        else:
+            with seeded(0):
+                self.simulations(ENOUGH, "train")
 
         labelled = LabelledPrior.read(prior) if isinstance(prior, LABELLED) else None
         self.field_labels = AxisLabels.of_field(
@@ -152,6 +188,22 @@ class InverseProblem:
             units=obs_units,
             fields=self.field_labels,
         )
+
+    @property
+    def physics(self) -> Physics | None:
+        """The physics, in the problem's type."""
+        return self._model.physics
+
+    @property
+    def likelihood(self) -> Callable[..., Distribution] | None:
+        """``(x, **params) -> Distribution`` over observations; None with a simulator."""
+        return self._model.likelihood
+
+    @property
+    def observation_shape(self) -> torch.Size:
+        """Shape of one observation."""
+        assert self._model.shape is not None  # the constructor learnt it
+        return self._model.shape
 
     @property
     def dims(self) -> tuple[str, ...]:
@@ -175,13 +227,13 @@ class InverseProblem:
 
     def sample_prior(self, num: int, *, split: Split = "train", seed: int | None = None) -> Tensor:
         """Draw fields ``(num, *field_shape)`` from the prior of the split."""
-        _check_num(num)
+        num = check_integer(num, "num", 1)
         with seeded(_stream(seed, split)):
             return self._sample_prior(num, split)
 
     def sample_params(self, num: int, *, seed: int | None = None) -> Params:
         """Draw parameters, each ``(num, *shape)``; an empty dict where the problem has none."""
-        _check_num(num)
+        num = check_integer(num, "num", 1)
         with seeded(seed):
             return self._sample_params(num)
 
@@ -191,17 +243,23 @@ class InverseProblem:
         """Draw ``(x, y, params)`` from the joint law.
 
         Equal seeds give different draws in the two splits, so that a test never repeats what was
-        trained on.
+        trained on. A simulation that is not finite is left out and replaced by another one: the
+        prior is then that of the fields which the observation model can do.
 
         Returns:
             Fields ``(num, *field_shape)``, observations ``(num, *observation_shape)`` and
             parameters.
+
+        Raises:
+            ValueError: more than half of the simulations are not finite.
+
+        Warns:
+            SimulationWarning: how many were left out, at first and whenever ten times as many
+                simulations were made.
         """
-        _check_num(num)
+        num = check_integer(num, "num", 1)
         with seeded(_stream(seed, split)):
-            x = self._sample_prior(num, split)
-            params = self._sample_params(num)
-            return x, self._observe(x, params), params
+            return self.simulations(num, split)
 
     def record(self, num: int, *, seed: int | None = None) -> InverseProblem:
         """The same problem with ``num`` simulations drawn now and for all; see
@@ -216,10 +274,10 @@ class InverseProblem:
         Raises:
             ValueError: the shape of ``x`` or the parameters do not fit the problem.
         """
-        batch = self._check_field(x)
-        checked = self._check_params(params, batch)
+        x, batch = check_fields(x, self.field_shape, dtype=self.dtype, device=self.device)
+        checked = self._check_params(params, batch[-1])
         with seeded(seed):
-            return self._observe(x.to(self.device, self.dtype), checked)
+            return self._model(x, checked)
 
     def log_likelihood(self, x: Tensor, y: Tensor, **params: Tensor) -> Tensor:
         """``log p(y | x)`` in nats, ``(*batch,)``, for ``x`` ``(*batch, *field_shape)``.
@@ -234,7 +292,8 @@ class InverseProblem:
                 "this problem has a simulator and no likelihood; give 'physics' or 'likelihood' "
                 "to use what needs a density"
             )
-        self._check_field(x)
+        x, _ = check_fields(x, self.field_shape, dtype=self.dtype, device=self.device)
+        y = real_tensor(y, "y", dtype=self.dtype, device=self.device)
         return self.likelihood(x, **params).log_prob(y)
 
     def reference_posterior(self, y: Tensor, **params: Tensor) -> Distribution | None:
@@ -258,9 +317,8 @@ class InverseProblem:
         prior is a distribution."""
         if not isinstance(self._prior, Distribution):
             return None
-        prior, home = self._prior, self._prior_device
         # A distribution stays on the device where its parameters are.
-        return lambda x: prior.log_prob(x.to(home)).to(x.device)
+        return LogPrior(self._prior, self._prior_device)
 
     def check_observation(
         self, y: Tensor, params: Mapping[str, Tensor] | None = None
@@ -272,43 +330,38 @@ class InverseProblem:
             params: their parameters, each ``(batch, *shape)`` or a number for all.
 
         Raises:
-            TypeError: ``y`` is no floating-point tensor.
+            TypeError: ``y`` or a parameter holds no real numbers.
             ValueError: wrong shape, a value that is not finite, missing or unknown parameters.
         """
-        if not isinstance(y, Tensor):
-            raise TypeError(f"'y' must be a torch.Tensor; got {type(y).__name__}")
-        if not y.is_floating_point():
-            raise TypeError(f"'y' must hold floating-point numbers; got {y.dtype}")
-        if y.shape[1:] != self.observation_shape or y.dim() == len(self.observation_shape):
-            hint = "; add a batch dimension" if y.shape == self.observation_shape else ""
-            raise ValueError(
-                f"'y' must have shape (batch, {_inner(self.observation_shape)}); "
-                f"got {tuple(y.shape)}{hint}"
-            )
-        missing = int((~torch.isfinite(y)).sum())
-        if missing:
-            raise ValueError(
-                f"'y' must be finite; {missing} of {y.numel()} values are not. NaN means 'not "
-                "observed' in labelled data only: see vfm_inverse.labelled.load_observation"
-            )
-        return y.to(self.device, self.dtype), self._check_params(params or {}, y.shape[:1])
+        y, _ = check_batch(
+            y, self.observation_shape, dtype=self.dtype, device=self.device, single=False
+        )
+        return y, self._check_params(params, len(y))
 
-    def to(self, device: torch.device | str) -> Self:
-        """Move prior samples and physics; draws are on ``device`` from then on."""
-        self.device = torch.device(device)
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> Self:
+        """Move prior samples and physics, and compute in another type; draws are on ``device`` and
+        of ``dtype`` from then on."""
+        self.device = self.device if device is None else torch.device(device)
         for sampler in self._samplers.values():
-            sampler.to(self.device)
+            sampler.to(self.device, dtype)
+        if dtype is not None and dtype != self.dtype:
+            self.dtype = dtype
+            self._model = self.simulations.model = self._model.cast(dtype)
         if self.physics is not None:
             self.physics.to(self.device)
         return self
 
     def describe_physics(self) -> str:
         """The observation model in one line, for provenance."""
-        if isinstance(self.likelihood, Likelihood):
-            return repr(self.likelihood)
-        kind = "simulator" if self.likelihood is None else "likelihood"
-        how = self.likelihood or self._simulator
-        return f"{kind} {getattr(how, '__qualname__', type(how).__name__)}"
+        return self._model.describe()
+
+    def __reduce__(self) -> Any:
+        """A problem that ``problems.load`` made is made again where it is unpickled."""
+        if self.rebuild is None:
+            return super().__reduce__()
+        return _rebuilt, (self.rebuild, str(self.device), self.dtype)
 
     def __repr__(self) -> str:
         return (
@@ -317,77 +370,41 @@ class InverseProblem:
             f"{self.describe_physics()})"
         )
 
+    def _simulate(self, num: int, split: str) -> tuple[Tensor, Tensor, Params]:
+        x = self._sample_prior(num, split)
+        params = self._sample_params(num)
+        return x, self._model(x, params), params
+
     def _sample_prior(self, num: int, split: str) -> Tensor:
         return self._samplers[split](num).to(self.device)
 
     def _sample_params(self, num: int) -> Params:
-        params = {} if self._params is None else self._params(num)
-        for key, value in params.items():
-            if value.dim() == 0 or value.shape[0] != num:
-                raise ValueError(
-                    f"'params' must return tensors with leading dimension {num}; "
-                    f"'{key}' has shape {tuple(value.shape)}"
-                )
-        return {key: value.to(self.device) for key, value in params.items()}
+        drawn = {} if self._params is None else self._params(num)
+        return check_drawn(drawn, num, dtype=self.dtype, device=self.device)
 
-    def _observe(self, x: Tensor, params: Params) -> Tensor:
-        # Drawn from the density even where there is a physics: deepinv's noise models broadcast
-        # some per-sample parameters wrongly, and what is simulated and what is inverted must
-        # agree.
-        if self.likelihood is not None:
-            return self.likelihood(x, **params).sample()
-        assert self._simulator is not None  # the constructor saw to it
-        return self._simulator(x, **params)
+    def _check_params(self, params: Mapping[str, Any] | None, num: int) -> Params:
+        return check_params(
+            params,
+            self.param_shapes,
+            num,
+            dtype=self.dtype,
+            device=self.device,
+            types=self.param_types,
+        )
 
-    def _check_field(self, x: Tensor) -> torch.Size:
-        lead = x.dim() - len(self.field_shape)
-        if lead < 1 or x.shape[lead:] != self.field_shape:
-            raise ValueError(
-                f"'x' must have shape (*batch, {_inner(self.field_shape)}); got {tuple(x.shape)}"
-            )
-        return x.shape[:lead]
 
-    def _check_params(self, params: Mapping[str, Tensor], batch: torch.Size) -> Params:
-        unknown = sorted(params.keys() - self.param_shapes.keys())
-        missing = sorted(self.param_shapes.keys() - params.keys())
-        if unknown or missing:
-            raise ValueError(
-                f"this problem takes the parameters {sorted(self.param_shapes)}"
-                + (f"; unknown {unknown}" if unknown else "")
-                + (f"; missing {missing}" if missing else "")
-            )
-        checked = {}
-        for key, shape in self.param_shapes.items():
-            value = torch.as_tensor(params[key], device=self.device)
-            expected = batch[-1:] + shape
-            if value.dim() == 0:
-                value = value.expand(expected)
-            if value.shape != expected:
-                raise ValueError(
-                    f"'{key}' must have shape ({_inner(expected)}); got {tuple(value.shape)}"
-                )
-            if value.is_floating_point():
-                value = value.to(self.dtype)
-            if not bool(torch.isfinite(value).all()):
-                raise ValueError(f"'{key}' must be finite")
-            checked[key] = value
-        return checked
+def _rebuilt(
+    rebuild: Callable[[], InverseProblem], device: str, dtype: torch.dtype
+) -> InverseProblem:
+    return rebuild().to(device, dtype)
 
 
 def _stream(seed: int | None, split: str) -> int | None:
     """Seed of a split: the two splits of one seed are different streams."""
     if split not in ("train", "test"):
         raise ValueError(f"'split' must be 'train' or 'test'; got {split!r}")
+    seed = None if seed is None else check_integer(seed, "seed")
     if seed is None or split == "train":
         return seed
     # torch's CPU generator looks at the lower 32 bits of a seed only.
     return seed ^ 0x7E57_7E57
-
-
-def _check_num(num: int) -> None:
-    if num < 1:
-        raise ValueError(f"'num' must be positive; got {num}")
-
-
-def _inner(shape: Sequence[int]) -> str:
-    return ", ".join(str(size) for size in shape)

@@ -3,11 +3,12 @@ step."""
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
+from vfm_inverse.checks import check_integer
 from vfm_inverse.priors import HELD_OUT
 from vfm_inverse.problem import InverseProblem, Params, Split
 from vfm_inverse.randomness import seeded
@@ -31,17 +32,19 @@ class RecordedProblem(InverseProblem):
     """
 
     def __init__(self, problem: InverseProblem, num: int, seed: int | None = None) -> None:
-        if num < HELD_OUT:
-            raise ValueError(f"'num' must be at least {HELD_OUT}; got {num}")
+        num = check_integer(num, "num", HELD_OUT)
+        self._hold(problem, *problem.simulate(num, seed=seed))
+
+    def _hold(self, problem: InverseProblem, x: Tensor, y: Tensor, params: Params) -> Self:
         vars(self).update(vars(problem))
-        self._x, self._y, self._drawn = problem.simulate(num, seed=seed)
+        self._problem, self._x, self._y, self._drawn = problem, x, y, params
+        return self
 
     def simulate(
         self, num: int, *, split: Split = "train", seed: int | None = None
     ) -> tuple[Tensor, Tensor, Params]:
         """Draw ``(x, y, params)`` from the record; see :meth:`InverseProblem.simulate`."""
-        if num < 1:
-            raise ValueError(f"'num' must be at least 1; got {num}")
+        num = check_integer(num, "num", 1)
         kept = len(self._x) - len(self._x) // HELD_OUT
         low, high = (0, kept) if split == "train" else (kept, len(self._x))
         with seeded(seed):
@@ -49,9 +52,22 @@ class RecordedProblem(InverseProblem):
             index = torch.randint(low, high, (num,)).to(self._x.device)
         return self._x[index], self._y[index], {k: v[index] for k, v in self._drawn.items()}
 
-    def to(self, device: torch.device | str) -> Self:
-        """Move the record, prior and physics."""
-        super().to(device)
-        self._x, self._y = self._x.to(self.device), self._y.to(self.device)
-        self._drawn = {name: value.to(self.device) for name, value in self._drawn.items()}
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> Self:
+        """Move the record, prior and physics; compute in another type."""
+        super().to(device, dtype)
+        self._x, self._y = (part.to(self.device, self.dtype) for part in (self._x, self._y))
+        self._drawn = {
+            name: value.to(self.device, self.param_types.get(name, self.dtype))
+            for name, value in self._drawn.items()
+        }
         return self
+
+    def __reduce__(self) -> Any:
+        """Its simulations are part of it, and not made again."""
+        return _recorded, (self._problem, self._x, self._y, self._drawn)
+
+
+def _recorded(problem: InverseProblem, x: Tensor, y: Tensor, params: Params) -> RecordedProblem:
+    return RecordedProblem.__new__(RecordedProblem)._hold(problem, x, y, params)

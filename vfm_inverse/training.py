@@ -24,7 +24,7 @@ from vfm_inverse import checkpoint
 from vfm_inverse.objective import PRESETS, Objective
 from vfm_inverse.posterior import VariationalFlowMap
 from vfm_inverse.problem import InverseProblem
-from vfm_inverse.randomness import seeded
+from vfm_inverse.randomness import reseed, seeded
 from vfm_inverse.scores import energy_score
 
 __all__ = ["fit", "resolve_device"]
@@ -118,7 +118,7 @@ def fit(
     bar = tqdm(total=steps, initial=run.step, disable=not progress, desc="fit", unit="step")
     with bar, seeded(seed), csv_log(folder, ("step", *run.objective.names), run.history) as write:
         while run.step < steps:
-            torch.manual_seed(seed * 1_000_003 + run.step + 1)
+            reseed(seed * 1_000_003 + run.step + 1)
             if switch:
                 run.objective.enter_phase("adapter" if run.step < switch else "map")
             begin, end = (0, switch) if run.step < switch else (switch, steps)

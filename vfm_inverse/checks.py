@@ -1,0 +1,229 @@
+"""The border guard of problems and maps: observations, parameters and fields that come in.
+
+All are brought to the problem's device and type here, once; what is behind it may rely on that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vfm_inverse.arrays import real_array, real_tensor
+
+__all__ = [
+    "check_axes",
+    "check_batch",
+    "check_drawn",
+    "check_fields",
+    "check_integer",
+    "check_params",
+]
+
+CHANNELS = (1, 3, 4)
+"""Numbers of channels that images have."""
+
+
+def check_batch(
+    y: Any,
+    shape: Sequence[int],
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    single: bool = True,
+) -> tuple[Tensor, bool]:
+    """Observations ``(n, *shape)``, and whether they came as a batch.
+
+    Args:
+        y: ``(n, *shape)`` or, where ``single`` allows it, ``(*shape)``; of observations that are
+            one number also ``(n,)``.
+        shape: of one observation.
+        dtype, device: of the result.
+        single: whether one observation without a batch dimension is served.
+
+    Raises:
+        TypeError: ``y`` holds no real numbers.
+        ValueError: wrong shape, no observation at all, or a value that is not finite.
+    """
+    tensor, size = real_tensor(y, "y", dtype=dtype, device=device), torch.Size(shape)
+    batched = tensor.dim() > len(size)
+    if size == (1,) and tensor.dim() <= 1 and tensor.shape != size:
+        batched = tensor.dim() == 1
+        tensor = tensor.reshape(-1, 1)
+    elif tensor.shape == size and single:
+        tensor = tensor.unsqueeze(0)
+    if tensor.dim() != 1 + len(size) or tensor.shape[1:] != size:
+        lead = "(*batch, " if single else "(batch, "
+        hint = "; add a batch dimension" if tensor.shape == size else ""
+        raise ValueError(
+            f"'y' must have shape {lead}{inner(size)}); got {tuple(tensor.shape)}{hint}"
+        )
+    if not len(tensor):
+        raise ValueError(f"'y' must hold at least one observation; got {tuple(tensor.shape)}")
+    missing = tensor.numel() - int(torch.isfinite(tensor).sum())
+    if missing:
+        raise ValueError(
+            f"'y' must be finite; {missing} of {tensor.numel()} values are not. NaN means 'not "
+            "observed' in labelled data only: see vfm_inverse.labelled.load_observation"
+        )
+    return tensor, batched
+
+
+def check_params(
+    params: Mapping[str, Any] | None,
+    shapes: Mapping[str, Sequence[int]],
+    num: int,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    batched: bool = True,
+    types: Mapping[str, torch.dtype] | None = None,
+) -> dict[str, Tensor]:
+    """Parameters of ``num`` observations, each ``(num, *shape)``.
+
+    Args:
+        params: by name; a number holds for all observations.
+        shapes: of each parameter that there must be, without its batch dimension.
+        num: observations.
+        dtype, device: of the result.
+        batched: whether the observations came as a batch; if not, a parameter may lack its batch
+            dimension too.
+        types: of parameters that are integers or booleans.
+
+    Raises:
+        TypeError: ``params`` is no mapping, or a parameter holds no real numbers.
+        ValueError: missing or unknown names, wrong shape, a value that is not finite.
+    """
+    params = {} if params is None else params
+    if not isinstance(params, Mapping):
+        raise TypeError(f"'params' must be a mapping of names to values; got {_kind(params)}")
+    unknown, missing = sorted(params.keys() - shapes.keys()), sorted(shapes.keys() - params.keys())
+    if unknown or missing:
+        raise ValueError(
+            f"this problem takes the parameters {sorted(shapes)}"
+            + (f"; unknown {unknown}" if unknown else "")
+            + (f"; missing {missing}" if missing else "")
+        )
+    checked = {}
+    for name, shape in shapes.items():
+        value = real_tensor(params[name], name, dtype=dtype, device=device)
+        expected = torch.Size([num, *shape])
+        if value.dim() == 0:
+            value = value.expand(expected)
+        elif not batched and value.shape == expected[1:]:
+            value = value.unsqueeze(0)
+        if value.shape != expected:
+            raise ValueError(
+                f"'{name}' must have shape ({inner(expected)}); got {tuple(value.shape)}"
+            )
+        if not bool(torch.isfinite(value).all()):
+            raise ValueError(f"'{name}' must be finite")
+        checked[name] = value.to((types or {}).get(name, dtype))
+    return checked
+
+
+def check_drawn(
+    drawn: Any, num: int, *, dtype: torch.dtype, device: torch.device | str
+) -> dict[str, Tensor]:
+    """Parameters that the user's function drew for ``num`` simulations; integers and booleans
+    stay what they are.
+
+    Raises:
+        TypeError: it returned no mapping, or a parameter holds no real numbers.
+        ValueError: a parameter is not one of each simulation, or not finite.
+    """
+    if not isinstance(drawn, Mapping):
+        raise TypeError(f"'params' must return a dict of parameters; got {_kind(drawn)}")
+    params = {}
+    for name, value in drawn.items():
+        tensor = value if isinstance(value, Tensor) else torch.from_numpy(real_array(value, name))
+        if tensor.is_floating_point() or tensor.is_complex():
+            tensor = real_tensor(tensor, name, dtype=dtype)
+        if tensor.dim() == 0 or tensor.shape[0] != num:
+            raise ValueError(
+                f"'params' must return tensors with leading dimension {num}; "
+                f"'{name}' has shape {tuple(tensor.shape)}"
+            )
+        if not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"'params' must be finite; '{name}' is not")
+        params[name] = tensor.to(device)
+    return params
+
+
+def check_fields(
+    x: Any, shape: Sequence[int], *, dtype: torch.dtype, device: torch.device | str
+) -> tuple[Tensor, torch.Size]:
+    """Fields ``(*batch, *shape)`` and their batch shape.
+
+    Raises:
+        TypeError: ``x`` holds no real numbers.
+        ValueError: wrong shape, or no batch dimension.
+    """
+    tensor = real_tensor(x, "x", dtype=dtype, device=device)
+    lead = tensor.dim() - len(shape)
+    if lead < 1 or tensor.shape[lead:] != torch.Size(shape):
+        raise ValueError(
+            f"'x' must have shape (*batch, {inner(shape)}); got {tuple(tensor.shape)}"
+        )
+    return tensor, tensor.shape[:lead]
+
+
+def check_integer(value: Any, name: str, least: int | None = None) -> int:
+    """An integer; also a float or an array of one number that is one.
+
+    Raises:
+        TypeError: it is no number.
+        ValueError: it is no integer, or below ``least``.
+    """
+    wanted = "an integer" + ("" if least is None else f" of at least {least}")
+    try:
+        number = float("nan") if isinstance(value, bool | str | bytes) else float(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"'{name}' must be {wanted}; got {_kind(value)}") from None
+    if math.isnan(number) or math.isinf(number) or number != int(number):
+        raise ValueError(f"'{name}' must be {wanted}; got {_kind(value)}")
+    exact = value if isinstance(value, int) else int(number)
+    if least is not None and exact < least:
+        raise ValueError(f"'{name}' must be {wanted}; got {exact}")
+    return exact
+
+
+def check_axes(shape: torch.Size) -> None:
+    """Refuse fields whose axes are probably others than they would be taken for.
+
+    Raises:
+        ValueError: images with channels last or without channels, or too many axes.
+    """
+    if len(shape) > 4:
+        raise ValueError(
+            "fields are (d,), (C, L), (C, H, W) or (C, D, H, W); 'prior' has fields of shape "
+            f"{tuple(shape)}"
+        )
+    if len(shape) == 3 and shape[2] in CHANNELS and shape[0] not in CHANNELS:
+        if min(shape[:2]) >= 8:
+            raise ValueError(
+                "'prior' must hold images as (n, channels, height, width); fields of shape "
+                f"{tuple(shape)} have their channels last: prior.movedim(-1, 1), or state "
+                "'dims' where the axes are meant so"
+            )
+    if len(shape) == 2 and min(shape) >= 8:
+        raise ValueError(
+            "'prior' must hold images as (n, channels, height, width): prior.unsqueeze(1). Fields "
+            f"of shape {tuple(shape)} would be {shape[0]} channels of length {shape[1]}; state "
+            "'dims' where that is meant"
+        )
+
+
+def inner(shape: Sequence[int]) -> str:
+    """The sizes of a shape, without brackets."""
+    return ", ".join(str(size) for size in shape)
+
+
+def _kind(value: Any) -> str:
+    """A value in a few words."""
+    text = repr(value)
+    short = text if len(text) <= 40 else f"{text[:37]}..."
+    return short if isinstance(value, str | int | float) else f"{type(value).__name__} {short}"

@@ -6,8 +6,9 @@ import difflib
 import inspect
 from functools import partial
 from importlib import import_module
-from typing import Any
+from typing import Any, get_type_hints
 
+from vfm_inverse.checks import check_setting, shorten
 from vfm_inverse.problem import InverseProblem
 
 __all__ = ["available", "load"]
@@ -136,16 +137,26 @@ def load(name: str, **kwargs: Any) -> InverseProblem:
     Raises:
         ValueError: unknown name (the nearest is suggested) or unknown setting.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"'name' must be the name of a problem; got {type(name).__name__}")
     if name not in _PROBLEMS:
         near = difflib.get_close_matches(name, _PROBLEMS, n=1, cutoff=0.4)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
+        hint = f"; did you mean '{near[0]}'?" if near else "."
         raise ValueError(f"unknown problem '{name}'{hint} Available: {', '.join(_PROBLEMS)}")
     module = import_module(f"{__name__}.{_PROBLEMS[name][0]}")
     settings = list(inspect.signature(module.make).parameters)
     unknown = sorted(kwargs.keys() - settings)
     if unknown:
         raise ValueError(f"unknown setting {unknown} of problem '{name}'; it takes {settings}")
-    problem: InverseProblem = module.make(**kwargs)
-    problem.name, problem.kwargs = name, dict(kwargs)
-    problem.rebuild = partial(load, name, **kwargs)
+    kinds = get_type_hints(module.make)
+    checked = {key: check_setting(value, key, kinds[key]) for key, value in kwargs.items()}
+    try:
+        problem: InverseProblem = module.make(**checked)
+    except (RuntimeError, ArithmeticError, LookupError, MemoryError) as error:
+        raise ValueError(
+            f"problem '{name}' cannot be made with {kwargs}: {type(error).__name__}: "
+            f"{shorten(str(error))}"
+        ) from error
+    problem.name, problem.kwargs = name, checked
+    problem.rebuild = partial(load, name, **checked)
     return problem

@@ -20,6 +20,7 @@ the same rule.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -48,13 +49,17 @@ def make(design: str | None = None, seed: int = 0) -> InverseProblem:
         ValueError: the file does not hold a table of finite numbers with two columns or more.
     """
     rows = draw_design(seed) if design is None else _read(design)
-
-    def spike_sum(theta: Tensor) -> SpikeSum:
-        return SpikeSum(theta, rows.to(theta))
-
     return InverseProblem(
-        prior=filter_prior(rows.shape[1] - 1), likelihood=spike_sum, units="1", obs_units="1"
+        prior=filter_prior(rows.shape[1] - 1),
+        likelihood=partial(spike_sum, rows=rows),
+        units="1",
+        obs_units="1",
     )
+
+
+def spike_sum(theta: Tensor, rows: Tensor) -> SpikeSum:
+    """Law of the statistics given filters ``theta (*batch, lags)``."""
+    return SpikeSum(theta, rows.to(theta))
 
 
 def draw_design(seed: int) -> Tensor:
@@ -72,7 +77,7 @@ def filter_prior(lags: int) -> MultivariateNormal:
     f = difference @ difference + fading.sqrt().diag()
     covariance = torch.block_diag(torch.full((1, 1), 2.0).double(), torch.linalg.inv(f.T @ f))
     covariance = (covariance + covariance.T) / 2
-    return MultivariateNormal(torch.zeros(1 + lags), covariance.float())
+    return MultivariateNormal(torch.zeros(1 + lags), covariance.to(torch.get_default_dtype()))
 
 
 class SpikeSum(TorchDistribution):
@@ -112,4 +117,4 @@ def _read(path: str) -> Tensor:
             "'design' must hold finite numbers in two columns or more; "
             f"{path} has shape {values.shape}"
         )
-    return torch.from_numpy(values).float()
+    return torch.from_numpy(values).to(torch.get_default_dtype())

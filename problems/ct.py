@@ -91,7 +91,13 @@ def make(
         raise ValueError(f"'prior' must be 'phantoms' or 'photographs'; got {prior!r}")
     angles = arc * torch.arange(num_angles) / num_angles
     level, params = noise_level(sigma)
-    physics = ParallelBeam(angles, size, normalize=False, noise_model=GaussianNoise(level))
+    physics = ParallelBeam(
+        angles,
+        size,
+        normalize=False,
+        noise_model=GaussianNoise(level),
+        dtype=torch.get_default_dtype(),
+    )
     spacing = SIDE / size
     axis = (np.arange(size) + 0.5) * spacing
     num_rays = physics.A(torch.zeros(1, 1, size, size)).shape[-2]

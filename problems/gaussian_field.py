@@ -89,7 +89,7 @@ def make(
         def reference(y: Tensor, sigma: Tensor | float = level) -> TorchDistribution:
             return exact.posterior(y, sigma)
 
-    field = MultivariateNormal(torch.zeros(size * size), covariance.float())
+    field = MultivariateNormal(torch.zeros(size * size), covariance.to(torch.get_default_dtype()))
     return InverseProblem(
         prior=TransformedDistribution(
             field, [ReshapeTransform(torch.Size([size * size]), torch.Size([1, size, size]))]
@@ -115,7 +115,7 @@ def draw_networks(
     count = torch.randint(num_points + 1, (num, 1))
     tables = {
         "coords": torch.rand(num, num_points, 2),
-        "mask": (torch.arange(num_points) < count).float(),
+        "mask": (torch.arange(num_points) < count).to(torch.get_default_dtype()),
     }
     if noise is not None:
         tables["sigma"] = noise(num * num_points)["sigma"].reshape(num, num_points)

@@ -78,7 +78,7 @@ def linear_field_problem(
 
     return InverseProblem(
         prior=TransformedDistribution(
-            MultivariateNormal(centre, covariance.float()),
+            MultivariateNormal(centre, covariance.to(torch.get_default_dtype())),
             [ReshapeTransform(torch.Size([size]), shape)],
         ),
         physics=physics,

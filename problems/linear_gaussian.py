@@ -60,8 +60,8 @@ def make(
         return MultivariateNormal(posterior.mean.to(y), posterior.covariance_matrix.to(y))
 
     return InverseProblem(
-        prior=MultivariateNormal(torch.zeros(dim), covariance.float()),
-        physics=MatrixObservations(matrix.float(), GaussianNoise(level)),
+        prior=MultivariateNormal(torch.zeros(dim), covariance.to(torch.get_default_dtype())),
+        physics=MatrixObservations(matrix.to(torch.get_default_dtype()), GaussianNoise(level)),
         params=params,
         reference=reference,
         units="1",

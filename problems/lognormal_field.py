@@ -45,7 +45,9 @@ def make(
     covariance = matern_covariance(size, nu, length_scale)
     points = stations(num_points, seed)
     level, params = noise_level(sigma)
-    log_field = MultivariateNormal(torch.zeros(size * size), scale**2 * covariance.float())
+    log_field = MultivariateNormal(
+        torch.zeros(size * size), scale**2 * covariance.to(torch.get_default_dtype())
+    )
     return InverseProblem(
         prior=TransformedDistribution(
             log_field,

@@ -9,6 +9,8 @@ posterior.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 from deepinv.physics import GaussianNoise
@@ -61,13 +63,15 @@ def make(
             x = step(x)
         return x
 
-    def seen(x: Tensor) -> Tensor:
-        return x[..., 0, ::observed]
-
     return InverseProblem(
         prior=climate,
         physics=Trajectory(
-            step, num_times, every, seen, start=0, noise_model=GaussianNoise(level)
+            step,
+            num_times,
+            every,
+            partial(seen, every=observed),
+            start=0,
+            noise_model=GaussianNoise(level),
         ),
         params=params,
         dims=("site",),
@@ -81,3 +85,8 @@ def make(
         },
         obs_units="1",
     )
+
+
+def seen(x: Tensor, every: int) -> Tensor:
+    """The observed sites of states ``(*batch, 1, sites)``."""
+    return x[..., 0, ::every]

@@ -86,8 +86,13 @@ def make(
         )
 
     return InverseProblem(
-        prior=_mixture(log_weights.float(), means.float(), covariances, torch.zeros(1)),
-        physics=MatrixObservations(matrix.float(), GaussianNoise(level)),
+        prior=_mixture(
+            log_weights.to(torch.get_default_dtype()),
+            means.to(torch.get_default_dtype()),
+            covariances,
+            torch.zeros(1),
+        ),
+        physics=MatrixObservations(matrix.to(torch.get_default_dtype()), GaussianNoise(level)),
         params=params,
         reference=reference,
         units="1",

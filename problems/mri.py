@@ -115,7 +115,11 @@ def draw_lines(num: int, size: int, acceleration: float, center: float) -> Tenso
     others = max(0.0, (size / acceleration - width) / max(1, size - width))
     measured = torch.rand(num, size) < others
     measured[:, first : first + width] = True
-    return measured.float()[:, None, None, :].expand(num, 1, size, size).contiguous()
+    return (
+        measured.to(torch.get_default_dtype())[:, None, None, :]
+        .expand(num, 1, size, size)
+        .contiguous()
+    )
 
 
 def _prior(kind: str, size: int, phase: float, split: str) -> Callable[[int], Tensor]:

@@ -76,4 +76,4 @@ def draw_masks(num: int, size: int, keep: Sequence[float]) -> Tensor:
     inside = (offset >= 0) & (offset < side.unsqueeze(-1))
     box = ~(inside[:, 0, :, None] & inside[:, 1, None, :])
     random = torch.rand(num, 1, 1) < 0.5
-    return torch.where(random, pixels, box).float().unsqueeze(1)
+    return torch.where(random, pixels, box).to(torch.get_default_dtype()).unsqueeze(1)

@@ -57,7 +57,7 @@ def photograph(name: str) -> Tensor:
         picture = util.img_as_float64(io.imread(file))
     if picture.ndim == 3:
         picture = color.rgb2gray(picture)
-    return torch.from_numpy(picture).float()
+    return torch.from_numpy(picture).to(torch.get_default_dtype())
 
 
 def draw_patches(num: int, size: int, split: str) -> Tensor:

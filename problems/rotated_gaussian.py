@@ -41,7 +41,7 @@ def make(degrees: float = 36.0, sigma: Sigma = 0.1) -> InverseProblem:
 
     return InverseProblem(
         prior=MultivariateNormal(torch.zeros(2), torch.eye(2)),
-        physics=MatrixObservations(matrix.float(), GaussianNoise(level)),
+        physics=MatrixObservations(matrix.to(torch.get_default_dtype()), GaussianNoise(level)),
         params=params,
         reference=reference,
         units="1",

@@ -54,8 +54,10 @@ def make(
     zeros = torch.zeros(dim)
     law = StudentT(df, zeros, _scale(df), validate_args=False).to_event(1)
     return InverseProblem(
-        prior=TransformedDistribution(law, [Rotation(rotation.float())], validate_args=False),
-        physics=MatrixObservations(matrix.float(), GaussianNoise(level)),
+        prior=TransformedDistribution(
+            law, [Rotation(rotation.to(torch.get_default_dtype()))], validate_args=False
+        ),
+        physics=MatrixObservations(matrix.to(torch.get_default_dtype()), GaussianNoise(level)),
         params=params,
         units="1",
         obs_units="1",

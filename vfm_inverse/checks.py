@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from torch import Tensor
 from vfm_inverse.arrays import real_array, real_tensor
 
 __all__ = [
+    "check_number",
+    "check_setting",
+    "shorten",
     "check_axes",
     "check_batch",
     "check_drawn",
@@ -215,6 +218,49 @@ def check_axes(shape: torch.Size) -> None:
             f"of shape {tuple(shape)} would be {shape[0]} channels of length {shape[1]}; state "
             "'dims' where that is meant"
         )
+
+
+def check_number(value: Any, name: str) -> float:
+    """A finite real number; also an array of one.
+
+    Raises:
+        TypeError: it is no number.
+        ValueError: it is not finite, or a boolean.
+    """
+    try:
+        number = float("nan") if isinstance(value, bool | str | bytes) else float(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"'{name}' must be a number; got {_kind(value)}") from None
+    if not math.isfinite(number):
+        raise ValueError(f"'{name}' must be a finite number; got {_kind(value)}")
+    return value if isinstance(value, int | float) else number
+
+
+def check_setting(value: Any, name: str, kind: Any) -> Any:
+    """A setting that is annotated as ``kind``: integers, numbers, booleans, text and choices are
+    checked, and all else handed on.
+
+    Raises:
+        TypeError: it is of another type.
+        ValueError: it is none of the choices, not finite, or no integer.
+    """
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise ValueError(f"'{name}' must be one of {get_args(kind)}; got {_kind(value)}")
+        return value
+    if kind is int:
+        return check_integer(value, name)
+    if kind is float:
+        return check_number(value, name)
+    if kind in (bool, str) and not isinstance(value, kind):
+        raise TypeError(f"'{name}' must be a {kind.__name__}; got {_kind(value)}")
+    return value
+
+
+def shorten(text: str, length: int = 160) -> str:
+    """A message of somebody else's on one line, without its arrays."""
+    line = " ".join(text.split())
+    return line if len(line) <= length else f"{line[: length - 3]}..."
 
 
 def inner(shape: Sequence[int]) -> str:

@@ -9,16 +9,17 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping
+from types import FunctionType
 from typing import Any, NoReturn
 
 import torch
-from deepinv.physics import LogPoissonNoise, NoiseModel, Physics
+from deepinv.physics import LogPoissonNoise, Physics
 from pyro.distributions import TorchDistribution, constraints
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from vfm_inverse.arrays import real_tensor
-from vfm_inverse.checks import inner
+from vfm_inverse.checks import inner, shorten
 from vfm_inverse.likelihood import Likelihood
 
 __all__ = ["DataLaw", "ObservationModel", "StatedLikelihood", "cast_physics"]
@@ -273,37 +274,59 @@ def cast_physics(physics: Physics, dtype: torch.dtype) -> Physics:
     """A physics that computes in ``dtype``: itself, or a copy of it where its numbers are of
     another floating-point type."""
     _make_picklable(physics)
-    numbers = [*physics.parameters(), *physics.buffers()]
-    if all(_cast(value, dtype).dtype == value.dtype for value in numbers):
+    if not any(_of_other_type(module, dtype) for module in physics.modules()):
         return physics
     try:
         physics = physics.clone()
     except (TypeError, RuntimeError):  # something that cannot be copied; deepinv knows of some
         physics = copy.copy(physics)
-    return physics._apply(lambda value: _cast(value, dtype))
+    physics._apply(lambda value: _cast(value, dtype))
+    for module in physics.modules():  # numbers that are no buffers, and what new ones shall be
+        for name, value in _of_other_type(module, dtype).items():
+            setattr(module, name, _cast(value, dtype))
+    return physics
 
 
-def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:
-    if value.is_complex():
-        return value.to(dtype.to_complex())
-    return value.to(dtype) if value.is_floating_point() else value
+def _of_other_type(module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor | torch.dtype]:
+    """What a module holds of another floating-point type: parameters, buffers, tensors and types
+    that are plain attributes."""
+    held = {**module._parameters, **module._buffers, **vars(module)}
+    numbers = {k: v for k, v in held.items() if isinstance(v, Tensor | torch.dtype)}
+    return {k: v for k, v in numbers.items() if _kind(_cast(v, dtype)) != _kind(v)}
 
 
-def _unchanged(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Identity, in place of the local functions of deepinv's constructors, which do not pickle."""
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    kind = _kind(value)
+    if not kind.is_floating_point and not kind.is_complex:
+        return value
+    wanted = dtype.to_complex() if kind.is_complex else dtype
+    return value.to(wanted) if isinstance(value, Tensor) else wanted
+
+
+def _kind(value: Tensor | torch.dtype) -> torch.dtype:
+    return value.dtype if isinstance(value, Tensor) else value
+
+
+def _unchanged(x: Any, **kwargs: Any) -> Any:
     return x
 
 
+def _nothing(**kwargs: Any) -> dict[str, Any]:
+    return {}
+
+
 def _make_picklable(physics: Physics) -> None:
+    """Put functions that have a place in a module where deepinv's constructors leave local ones
+    that do the same, so that a physics pickles."""
     for module in physics.modules():
-        for name in ("noise_model", "sensor_model", "forw"):
-            function = vars(module).get(name)
-            where = getattr(function, "__qualname__", "")
-            if where in (
-                f"{NoiseModel.__qualname__}.__init__.<locals>.<lambda>",
-                f"{Physics.__qualname__}.<lambda>",
-            ):
-                setattr(module, name, _unchanged)
+        for name, value in vars(module).items():
+            if not isinstance(value, FunctionType) or not value.__module__.startswith("deepinv."):
+                continue
+            for known in (_unchanged, _nothing):
+                ours, theirs = known.__code__, value.__code__
+                same = ours.co_code == theirs.co_code and ours.co_argcount == theirs.co_argcount
+                if same and not value.__closure__:
+                    setattr(module, name, known)
 
 
 def channel_hint(x: Tensor, argument: str) -> str:
@@ -320,12 +343,6 @@ def channel_hint(x: Tensor, argument: str) -> str:
     return ""
 
 
-def shorten(text: str, length: int = 160) -> str:
-    """A message of somebody else's on one line, without its arrays."""
-    line = " ".join(text.split())
-    return line if len(line) <= length else f"{line[: length - 3]}..."
-
-
 def _is_ours(error: BaseException) -> bool:
     """Whether an error was raised by this package."""
     trace = error.__traceback__
@@ -336,4 +353,5 @@ def _is_ours(error: BaseException) -> bool:
 
 
 def _name(function: Any) -> str:
+    function = getattr(function, "func", function)  # of a partial
     return str(getattr(function, "__qualname__", type(function).__name__))

@@ -161,6 +161,7 @@ class InverseProblem:
         with seeded(0):
             example = self._sample_params(2)
             y = self._model.learn_shape(x, example)
+            self._model.learn_shape(x[:1], {key: value[:1] for key, value in example.items()})
         self.param_shapes = {key: value.shape[1:] for key, value in example.items()}
         self.param_types = {
             key: value.dtype for key, value in example.items() if not value.is_floating_point()

@@ -55,7 +55,7 @@ class PointObservations(LinearPhysics):
         img_size: event shape of the field, ``(C, L)`` or ``(C, H, W)``.
         points: station coordinates ``(N, D)`` in grid units, ``[0, 1]`` along every axis in the
             order of the array's axes (for an image: down, then right). 0 is the first grid node, 1
-            the last.
+            the last. None where every call brings its own ``coords``.
         noise_model: deepinv noise model; Gaussian with sigma 0.1 by default.
 
     An observation has shape ``(batch, N)`` for one channel, ``(batch, C, N)`` for several.
@@ -68,10 +68,13 @@ class PointObservations(LinearPhysics):
         ValueError: a shape does not fit or a point lies outside the grid.
     """
 
+    replaced = {"coords": ("points", "index", "weight")}
+    """Buffers that do not count where a parameter of a call takes their place."""
+
     def __init__(
         self,
         img_size: Sequence[int],
-        points: Tensor,
+        points: Tensor | None = None,
         noise_model: NoiseModel | None = None,
     ) -> None:
         img_size = tuple(img_size)
@@ -80,13 +83,15 @@ class PointObservations(LinearPhysics):
             raise ValueError(
                 f"'img_size' must be (C, L) or (C, H, W) with axes >= 2; got {img_size}"
             )
-        if points.dim() != 2 or points.shape[0] == 0 or points.shape[1] != len(grid):
-            raise ValueError(
-                f"'points' must have shape (N, {len(grid)}); got {tuple(points.shape)}"
-            )
-        _check_inside("points", points)
+        index, weight = None, None
+        if points is not None:
+            if points.dim() != 2 or points.shape[0] == 0 or points.shape[1] != len(grid):
+                raise ValueError(
+                    f"'points' must have shape (N, {len(grid)}); got {tuple(points.shape)}"
+                )
+            _check_inside("points", points)
+            index, weight = _stencil(points.double(), grid)
         super().__init__(img_size=img_size, noise_model=noise_model or GaussianNoise(0.1))
-        index, weight = _stencil(points.double(), grid)
         self.register_buffer("points", points)
         self.register_buffer("index", index)
         self.register_buffer("weight", weight)
@@ -139,6 +144,8 @@ class PointObservations(LinearPhysics):
     def _stencil(self, coords: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Flat node indices and weights: ``(N, 2^D)``, or ``(batch, N, 2^D)`` with ``coords``."""
         if coords is None:
+            if self.points is None:
+                raise ValueError("'coords' must be given: these observations have no 'points'")
             return self.index, self.weight
         grid = self.img_size[1:]
         if coords.dim() != 3 or coords.shape[-1] != len(grid):

@@ -63,7 +63,8 @@ def make(
     covariance = matern_covariance(size, nu, length_scale)
     points = stations(num_points, seed)
     level, params = noise_level(sigma)
-    physics = PointObservations((1, size, size), points, GaussianNoise(level))
+    own = points if networks == "fixed" else None
+    physics = PointObservations((1, size, size), own, GaussianNoise(level))
     mean, shape = torch.zeros(size * size), (1, size, size)
     labels = station_labels(size, points)
     reference: Callable[..., TorchDistribution]

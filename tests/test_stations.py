@@ -77,6 +77,17 @@ def test_changing_stations_read_as_fixed_ones_do(img_size: tuple[int, ...]) -> N
     torch.testing.assert_close(moved, physics.A(tangent, **params))
 
 
+def test_a_network_that_always_changes_needs_no_points_of_its_own() -> None:
+    torch.manual_seed(0)
+    points, x = torch.rand(3, 4, 2), torch.randn(3, 1, 5, 6)
+    physics = PointObservations((1, 5, 6))
+    torch.testing.assert_close(
+        physics.A(x, coords=points), PointObservations((1, 5, 6), points[0]).A(x, coords=points)
+    )
+    with pytest.raises(ValueError, match="'coords' must be given"):
+        physics.A(x)
+
+
 def test_stations_off_the_grid_are_refused_unless_they_are_off() -> None:
     physics = PointObservations((1, 4, 4), torch.rand(2, 2))
     x, coords = torch.randn(1, 1, 4, 4), torch.tensor([[[0.5, 0.5], [0.5, 1.5]]])

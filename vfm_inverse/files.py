@@ -142,7 +142,7 @@ def _writable(path: str | os.PathLike[str], target: Path) -> os.stat_result | No
     if stat.S_ISDIR(before.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not stat.S_ISREG(before.st_mode):
-        raise OSError(errno.EINVAL, "not a regular file, and only such a one is written", str(path))
+        raise OSError(errno.EINVAL, "not a regular file: never replaced", str(path))
     # Root may write to any file; a file that nobody may write to is meant to stay.
     if not before.st_mode & 0o222 or not os.access(target, os.W_OK):
         raise PermissionError(errno.EACCES, "the file is not writable", str(path))

@@ -120,7 +120,8 @@ class Card:
                 )
         if card.verdict not in ("pass", "fail"):
             raise ValueError(
-                f"'verdict' of a calibration card must be 'pass' or 'fail'; got {card.verdict!r:.40}"
+                "'verdict' of a calibration card must be 'pass' or 'fail'; got "
+                f"{card.verdict!r:.40}"
             )
         numbers = [
             *card.figures.values(),

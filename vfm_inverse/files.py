@@ -20,7 +20,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-__all__ = ["check_space", "locked", "replacing", "same_file"]
+__all__ = ["check_space", "check_writable", "locked", "replacing", "same_file"]
 
 LOCK = ".lock"
 """File in a folder that a process holds while it works there."""
@@ -129,6 +129,20 @@ def check_space(path: str | os.PathLike[str], size: int) -> None:
     if size > free:
         text = f"{os.strerror(errno.ENOSPC)} for {size / 1e9:.3g} GB ({free / 1e9:.3g} GB free)"
         raise OSError(errno.ENOSPC, text, str(path))
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Refuse a path that :func:`replacing` could not write to.
+
+    Raises:
+        OSError: it is no regular file, not writable, or its folder is missing or not writable.
+    """
+    target = Path(os.path.realpath(path))
+    _writable(path, target)
+    if not target.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path))
+    if not os.access(target.parent, os.W_OK):
+        raise PermissionError(errno.EACCES, "the folder is not writable", os.fspath(path))
 
 
 def _writable(path: str | os.PathLike[str], target: Path) -> os.stat_result | None:

@@ -79,7 +79,7 @@ def test_a_checkpoint_of_format_1_is_read_and_uncertified(tmp_path: Path) -> Non
     loaded.save(new)
     assert not vi.load(new, warn=False).range.fitted
     with safe_open(new, "pt") as file:
-        assert file.metadata()["format"] == "vfm_inverse/2"
+        assert file.metadata()["format"] == "vfm_inverse/3"
 
 
 def test_a_problem_of_your_own_is_passed_again(tmp_path: Path) -> None:

@@ -205,8 +205,8 @@ def test_the_paper_preset_collapses_on_the_rotated_gaussian_and_says_so(
 def test_arguments_and_devices_are_checked() -> None:
     vfm = build()
     for arguments, text in [
-        ({"steps": 0}, "'steps' must be at least 1; got 0"),
-        ({"batch_size": -1}, "'batch_size' must be at least 1"),
+        ({"steps": 0}, "'steps' must be an integer of at least 1; got 0"),
+        ({"batch_size": -1}, "'batch_size' must be an integer of at least 2; got -1"),
         ({"objective": "elbo"}, "'objective' must be one of"),
         ({"device": "tpu"}, "'device' must be 'auto' or a device"),
     ]:

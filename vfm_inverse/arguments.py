@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from vfm_inverse import __version__
+from vfm_inverse.settings import SETTINGS, Setting
 
-__all__ = ["build_parser", "positive"]
+__all__ = ["build_parser", "whole"]
 
 
 def build_parser(subcommands: Mapping[str, Callable[..., int]]) -> argparse.ArgumentParser:
@@ -32,10 +33,15 @@ def build_parser(subcommands: Mapping[str, Callable[..., int]]) -> argparse.Argu
     output.add_argument("--json", action="store_true", help="print one JSON object, no bar")
     output.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
+    def setting(function: str, name: str) -> Callable[[str], int]:
+        return lambda text: whole(SETTINGS[function][name], text)
+
+    number = setting("sample", "seed")
+
     def compute(seed: int | None = 0, device: str | None = "auto") -> argparse.ArgumentParser:
         # A parser each: argparse shares the options of a parent, defaults included.
         options = argparse.ArgumentParser(add_help=False)
-        options.add_argument("--seed", type=int, default=seed, help="of all draws (default: 0)")
+        options.add_argument("--seed", type=number, default=seed, help="of all draws (default: 0)")
         options.add_argument(
             "--device",
             default=device,
@@ -56,8 +62,10 @@ def build_parser(subcommands: Mapping[str, Callable[..., int]]) -> argparse.Argu
     sub = add("train", "Train a map and check its calibration.", unset)
     sub.add_argument("target", metavar="PROBLEM|CONFIG.toml", help="problem or settings")
     sub.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder of the run")
-    sub.add_argument("--steps", type=positive, help="optimiser steps")
-    sub.add_argument("--batch-size", type=positive, help="simulations per step")
+    sub.add_argument("--steps", type=setting("fit", "steps"), help="optimiser steps")
+    sub.add_argument(
+        "--batch-size", type=setting("fit", "batch_size"), help="simulations per step"
+    )
     sub.add_argument(
         "--set",
         action="append",
@@ -74,7 +82,11 @@ def build_parser(subcommands: Mapping[str, Callable[..., int]]) -> argparse.Argu
         sub.add_argument("folder", type=Path, metavar="RUN", help="folder of a trained run")
         sub.add_argument("observation", type=Path, metavar="OBS.nc", help="what was observed")
         sub.add_argument(
-            "-n", "--num-draws", type=positive, default=num, help=f"draws (default: {num})"
+            "-n",
+            "--num-draws",
+            type=setting("sample", "num_draws"),
+            default=num,
+            help=f"draws (default: {num})",
         )
         sub.add_argument(
             "--out", type=Path, required=True, metavar="POST.nc", help="file to write"
@@ -83,10 +95,16 @@ def build_parser(subcommands: Mapping[str, Callable[..., int]]) -> argparse.Argu
     sub = add("calibrate", "Check the calibration of a trained map.", compute())
     sub.add_argument("folder", type=Path, metavar="RUN", help="folder of a trained run")
     sub.add_argument(
-        "--num-simulations", type=positive, default=1000, help="simulated truths (default: 1000)"
+        "--num-simulations",
+        type=setting("calibration", "num_simulations"),
+        default=1000,
+        help="simulated truths (default: 1000)",
     )
     sub.add_argument(
-        "--num-draws", type=positive, default=1000, help="draws for each of them (default: 1000)"
+        "--num-draws",
+        type=setting("calibration", "num_draws"),
+        default=1000,
+        help="draws for each of them (default: 1000)",
     )
     sub.add_argument(
         "--strict", action="store_true", help="exit with 1 when the verdict is 'fail'"
@@ -100,21 +118,26 @@ def build_parser(subcommands: Mapping[str, Callable[..., int]]) -> argparse.Argu
         "target", nargs="?", metavar="OPERATOR|PROBLEM|module:object", help="what to verify"
     )
     sub.add_argument("--all", action="store_true", help="every operator of the package")
-    sub.add_argument("--seed", type=int, default=0, help="of the random directions (default: 0)")
+    sub.add_argument(
+        "--seed", type=number, default=0, help="of the random directions (default: 0)"
+    )
 
     sub = add("demo", "Deblur photographs: train, sample, calibrate, draw.", compute())
     sub.add_argument(
         "--out", type=Path, default=Path("runs/demo"), help="folder to write (default: runs/demo)"
     )
     sub.add_argument(
-        "--steps", type=positive, help="optimiser steps, for a shorter or longer demo"
+        "--steps",
+        type=setting("fit", "steps"),
+        help="optimiser steps, for a shorter or longer demo",
     )
     return parser
 
 
-def positive(text: str) -> int:
-    """Argparse type: an integer of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1; got {value}")
+def whole(setting: Setting, text: str) -> int:
+    """Argparse type: an integer in the range of a setting."""
+    try:
+        value: int = setting.check("", int(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must be {setting}; got {text!r:.40}") from error
     return value

@@ -36,7 +36,9 @@ __all__ = [
     "Standing",
     "certify",
     "data_fingerprint",
+    "fingerprint",
     "physics_fingerprint",
+    "problem_fingerprint",
     "standing",
     "warn_unless_certified",
     "weights_fingerprint",
@@ -46,6 +48,9 @@ Standing = Literal["pass", "fail", "uncertified"]
 
 #: Prior samples of each split in the fingerprint of the data.
 SAMPLES = 256
+
+#: Simulations in the fingerprint of a problem.
+SIMULATED = 16
 
 #: Fewest simulations that the edge of the range is fitted on.
 SIMULATIONS = 1000
@@ -103,9 +108,38 @@ class Card:
             ValueError: the text is no card.
         """
         try:
-            return cls(**json.loads(text))
-        except (ValueError, TypeError) as error:
+            card = cls(**json.loads(text))
+        except (ValueError, TypeError, RecursionError) as error:
             raise ValueError(f"'text' must be a calibration card in JSON; {error}") from error
+        for name, kind in KINDS.items():
+            value = getattr(card, name)
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise ValueError(
+                    f"'{name}' of a calibration card must be of another kind; got "
+                    f"{type(value).__name__}"
+                )
+        if card.verdict not in ("pass", "fail"):
+            raise ValueError(
+                "'verdict' of a calibration card must be 'pass' or 'fail'; got "
+                f"{card.verdict!r:.40}"
+            )
+        numbers = [
+            *card.figures.values(),
+            *(v for pair in card.valid_range.values() for v in pair),
+        ]
+        if not all(isinstance(v, int | float) for v in numbers):
+            raise ValueError("'figures' and 'valid_range' of a calibration card must hold numbers")
+        return card
+
+
+KINDS: dict[str, Any] = {
+    **dict.fromkeys(("verdict", "reason", "split", "problem", "physics", "version"), str),
+    **dict.fromkeys(("physics_sha256", "data_sha256", "weights_sha256"), str),
+    **dict.fromkeys(("num_simulations", "num_draws", "seed"), int),
+    **dict.fromkeys(("alpha", "false_alarm"), (int, float)),
+    **dict.fromkeys(("figures", "valid_range"), dict),
+}
+"""What the fields of a card are."""
 
 
 def certify(vfm: VariationalFlowMap, problem: InverseProblem, report: xr.Dataset) -> Card:
@@ -214,7 +248,7 @@ def warn_unless_certified(vfm: VariationalFlowMap, name: str, stacklevel: int = 
 def weights_fingerprint(vfm: VariationalFlowMap) -> str:
     """SHA-256 of all that draws depend on; the range of validity is not part of it."""
     tensors = {k: v for k, v in vfm.state_dict().items() if not k.startswith("range.")}
-    return _fingerprint(f"{vfm.observation} {vfm.steps} {vfm.precision}", tensors)
+    return fingerprint(f"{vfm.observation} {vfm.steps} {vfm.precision}", tensors)
 
 
 def physics_fingerprint(problem: InverseProblem) -> str:
@@ -222,18 +256,45 @@ def physics_fingerprint(problem: InverseProblem) -> str:
     buffers = {} if problem.physics is None else dict(problem.physics.named_buffers())
     # deepinv's physics keeps what the latest call was given.
     fixed = {k: v for k, v in buffers.items() if k.rpartition(".")[2] not in problem.param_shapes}
-    return _fingerprint(problem.describe_physics(), fixed)
+    return fingerprint(problem.describe_physics(), fixed)
 
 
 def data_fingerprint(problem: InverseProblem) -> str:
     """SHA-256 of prior samples of either split, drawn with seed 0."""
     splits: tuple[Literal["train", "test"], ...] = ("train", "test")
-    return _fingerprint(
+    return fingerprint(
         "prior", {split: problem.sample_prior(SAMPLES, split=split, seed=0) for split in splits}
     )
 
 
-def _fingerprint(text: str, tensors: Mapping[str, Tensor]) -> str:
+def problem_fingerprint(problem: InverseProblem) -> str:
+    """SHA-256 of what a training learns from: the physics, the prior, a few simulations, names and
+    shapes. It does not depend on the device that the problem is on."""
+    home = problem.device
+    text = [problem.name, problem.kwargs, physics_fingerprint(problem), str(problem.dtype)]
+    text += [list(problem.observation_shape)]
+    try:
+        # The random numbers of devices differ.
+        first, again = (_simulations(problem.to("cpu")) for _ in range(2))
+    except RuntimeError:  # a simulator that is tied to its device
+        first, again = (_simulations(problem.to(home)) for _ in range(2))
+    finally:
+        problem.to(home)
+    # A simulator may draw from a generator of its own.
+    kept = {k: v for k, v in first.items() if v.equal(again[k])}
+    return fingerprint(json.dumps(text, default=lambda value: type(value).__name__), kept)
+
+
+def _simulations(problem: InverseProblem) -> dict[str, Tensor]:
+    x, y, params = problem.simulate(SIMULATED, split="test", seed=0)
+    held_out = problem.sample_prior(SAMPLES, split="test", seed=0)
+    return {"x": x, "y": y, "prior": problem.sample_prior(SAMPLES, seed=0), "test": held_out} | {
+        f"param {name}": value for name, value in params.items()
+    }
+
+
+def fingerprint(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of a text and of tensors by name: names, shapes, types and bytes."""
     import torch
 
     total = sha256(text.encode())

@@ -1,10 +1,12 @@
 """Checkpoints: tensors in safetensors, everything else as JSON in its header. Nothing is ever
-unpickled."""
+unpickled, a sum over all of it shows a single flipped bit, and a header is held against the
+tensors before it makes anything."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,19 +16,21 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vfm_inverse.card import Card, physics_fingerprint, warn_unless_certified
+from vfm_inverse.allocation import bounded_allocation
+from vfm_inverse.card import Card, fingerprint, physics_fingerprint, warn_unless_certified
 from vfm_inverse.files import replacing
+from vfm_inverse.settings import SETTINGS, Setting
 
 if TYPE_CHECKING:
     from vfm_inverse.posterior import VariationalFlowMap
     from vfm_inverse.problem import InverseProblem
     from vfm_inverse.whitening import Whitening
 
-__all__ = ["load", "read", "save", "write"]
+__all__ = ["load", "read", "save", "stored_problem", "write"]
 
-FORMAT = 2
-"""Version of the layout: 1 has a verdict where 2 has the calibration card. Both are read, others
-are refused."""
+FORMAT = 3
+"""Version of the layout: 1 has a verdict where 2 has the calibration card, 3 has a checksum. All
+are read, others are refused."""
 
 
 def write(
@@ -40,12 +44,18 @@ def write(
         tensors: name to tensor.
         kind: what the file is, ``"model"`` or ``"training"``; :func:`read` asks for it.
         header: anything that JSON can hold.
+
+    Raises:
+        OSError: the file cannot be written; one of that name that was there stays as it was.
     """
     metadata = {"format": f"vfm_inverse/{FORMAT}", "kind": kind, "header": json.dumps(header)}
-    with replacing(path) as temporary:
-        save_file(
-            {k: v.detach().contiguous().clone() for k, v in tensors.items()}, temporary, metadata
-        )
+    own = {name: value.detach().contiguous().clone() for name, value in tensors.items()}
+    metadata["sha256"] = checksum(metadata, own)
+    try:
+        with replacing(path) as temporary:
+            save_file(own, temporary, metadata)
+    except SafetensorError as error:
+        raise OSError(f"cannot write '{path}': {error}") from error
 
 
 def read(
@@ -54,14 +64,15 @@ def read(
     """Read what :func:`write` wrote.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a checkpoint of this package, of another version or kind, or truncated.
+        OSError: no such file, or it cannot be opened.
+        ValueError: not a checkpoint of this package, of another version or kind, truncated or
+            damaged.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
     try:
-        with safe_open(path, "pt", device=str(device)) as file:
+        with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             known, _, number = metadata.get("format", "").partition("/")
             if known != "vfm_inverse":
@@ -73,10 +84,6 @@ def read(
                     f"{path} has checkpoint format {number}; this version of vfm_inverse reads "
                     f"formats up to {FORMAT}"
                 )
-            if metadata["kind"] != kind:
-                raise ValueError(
-                    f"{path} must hold a {kind!r} checkpoint; got {metadata['kind']!r}"
-                )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(
@@ -84,7 +91,24 @@ def read(
             "pickle, which is never "
             f"opened): {error}"
         ) from error
-    return tensors, json.loads(metadata["header"])
+    stored = metadata.pop("sha256", None)
+    # A format of 3 may be a damaged 2 and the other way round: what has a sum is held to it.
+    if (stored is not None or number == "3") and stored != checksum(metadata, tensors):
+        raise ValueError(f"{path} is damaged: its content does not have the checksum it states")
+    if metadata.get("kind") != kind:
+        raise ValueError(f"{path} must hold a {kind!r} checkpoint; got {metadata.get('kind')!r}")
+    try:
+        header = json.loads(metadata["header"])
+    except (KeyError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} has no readable header") from error
+    if not isinstance(header, dict):
+        raise ValueError(f"{path} must have a table for a header; got {type(header).__name__}")
+    return {name: value.to(device) for name, value in tensors.items()}, header
+
+
+def checksum(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of metadata and tensors."""
+    return fingerprint(json.dumps(dict(sorted(metadata.items()))), tensors)
 
 
 def save(vfm: VariationalFlowMap, path: str | Path) -> None:
@@ -113,8 +137,9 @@ def load(
         warn: whether to warn of a map that is uncertified or failed its calibration.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a readable checkpoint, or it does not fit the problem.
+        OSError: no such file, or it cannot be opened.
+        ValueError: not a readable checkpoint, or it does not fit the problem; the message names
+            the file.
 
     Warns:
         CalibrationWarning: the map failed its calibration, or was not checked with these weights
@@ -123,23 +148,108 @@ def load(
     from vfm_inverse.build import rebuild
 
     tensors, header = read(path, "model", device)
-    config = header["config"]
-    if problem is None:
-        name, kwargs = config["problem"]["name"], config["problem"]["kwargs"]
-        if name is None:
-            raise ValueError(f"{path} was trained on a problem of your own; pass it as 'problem'")
-        from vfm_inverse import problems
-
-        problem = problems.load(name, **kwargs)
-    vfm = rebuild(problem.to(device), config, whitening)
-    try:
-        vfm.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise ValueError(f"{path} does not fit the problem: {error}") from error
-    card = header.get("card")  # a verdict of format 1 does not say of which weights it is
-    if card is not None and card["physics_sha256"] == physics_fingerprint(problem):
-        vfm.card = Card(**card)
+    with naming(path):
+        config, card = check_config(header), check_card(header)
+        numbers = tensors["whitening.mean"].numel() if "whitening.mean" in tensors else 1
+        with bounded_allocation(numbers):
+            if problem is None:
+                problem = problem_of(config)
+            vfm = rebuild(problem.to(device), config, whitening)
+        try:
+            vfm.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise ValueError(f"it does not fit the problem: {error}") from error
+    # A verdict of format 1 does not say of which weights it is.
+    if card is not None and card.physics_sha256 == physics_fingerprint(problem):
+        vfm.card = card
     if warn:
         other = card is not None and vfm.card is None
         warn_unless_certified(vfm, f"'{path}'" + " (certified for another physics)" * other)
     return vfm
+
+
+def stored_problem(path: str | Path) -> InverseProblem:
+    """The problem that a map was trained on.
+
+    Raises:
+        OSError: no such file, or it cannot be opened.
+        ValueError: not a readable checkpoint, or its problem is none of the package's.
+    """
+    tensors, header = read(path, "model")
+    with naming(path):
+        numbers = tensors["whitening.mean"].numel() if "whitening.mean" in tensors else 1
+        with bounded_allocation(numbers):
+            return problem_of(check_config(header))
+
+
+def problem_of(config: Mapping[str, Any]) -> InverseProblem:
+    """The problem that a map's configuration names."""
+    from vfm_inverse import problems
+
+    if config["problem"]["name"] is None:
+        raise ValueError("it was trained on a problem of your own; pass it as 'problem'")
+    problem: InverseProblem = problems.load(
+        config["problem"]["name"], **config["problem"]["kwargs"]
+    )
+    return problem
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Whatever a header that fits nothing makes of the block is an error with the file's name."""
+    try:
+        yield
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        MemoryError,
+        RecursionError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"'{path}' cannot be loaded: {text[:400]}") from error
+
+
+def check_config(header: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of a map: every entry of its kind, in its range.
+
+    Raises:
+        ValueError: an entry is missing or is none.
+    """
+    from vfm_inverse.adapter import FAMILIES
+    from vfm_inverse.posterior import OBSERVATION_MODES, PRECISIONS
+
+    config = header.get("config")
+    if not isinstance(config, dict):
+        raise ValueError("its header has no table 'config'")
+    names = {
+        "adapter": (None, "contraction", *FAMILIES),
+        "observation": OBSERVATION_MODES,
+        "precision": PRECISIONS,
+        "network": ("mlp", "u-net"),
+    }
+    for name, known in names.items():
+        if (value := config.get(name, "single" if name == "precision" else "")) not in known:
+            raise ValueError(f"'{name}' in its header must be one of {known}; got {value!r:.40}")
+    whole = {"rank": Setting(int, 0, 2**31), **SETTINGS["model"]}
+    for name in ("gaussian_start", "steps", "width", "depth", "rank"):
+        if name not in config:
+            raise ValueError(f"its header has no '{name}'")
+        whole[name].check(name, config[name])
+    if not isinstance(config.get("whitening"), str | None):
+        raise ValueError("'whitening' in its header must be a name or null")
+    problem = config.get("problem")
+    if not isinstance(problem, dict) or not isinstance(problem.get("name", 0), str | None):
+        raise ValueError("'problem' in its header must be a table with a 'name'")
+    if not isinstance(problem.get("kwargs"), dict):
+        raise ValueError("'kwargs' of the problem in its header must be a table")
+    return config
+
+
+def check_card(header: Mapping[str, Any]) -> Card | None:
+    """The card of a map, or None where there is none."""
+    card = header.get("card")
+    return None if card is None else Card.from_json(json.dumps(card))

@@ -4,7 +4,7 @@ A run lives in a folder (:mod:`vfm_inverse.runs`): ``train`` makes one, the othe
 
 Exit codes: 0 success; 1 training diverged, an operator failed its verification, or the calibration
 verdict is "fail" and ``--strict`` was given; 2 bad input, with one line on
-standard error; 130 interrupted.
+standard error; 130 interrupted; 141 nobody reads the output any more.
 
 torch and deepinv take seconds to import, so every subcommand imports them for itself and
 ``--help`` does not wait.
@@ -14,18 +14,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tomllib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from vfm_inverse.arguments import build_parser
-from vfm_inverse.card import CalibrationWarning, standing
+from vfm_inverse.card import standing
 from vfm_inverse.config import RunConfig, check_keys, read_config
+from vfm_inverse.settings import check_settings
 
 if TYPE_CHECKING:
     from xarray import Dataset
@@ -46,30 +48,52 @@ def main(argv: Sequence[str] | None = None) -> int:
         with plain_warnings():
             return int(args.run(args))
     except KeyboardInterrupt:
-        print("vfm-inverse: interrupted", file=sys.stderr)
+        say("vfm-inverse: interrupted", sys.stderr)
         return 130
-    except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
+    except BrokenPipeError:
+        with suppress(OSError, ValueError, AttributeError):  # no second complaint at the exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (
+        ValueError,
+        TypeError,
+        OSError,
+        ImportError,
+        FloatingPointError,
+        MemoryError,
+    ) as error:
         if args.debug:
             raise
-        print(f"vfm-inverse: error: {one_line(error)}", file=sys.stderr)
+        say(f"vfm-inverse: error: {one_line(error)}", sys.stderr)
         return 1 if isinstance(error, FloatingPointError) else 2
 
 
 @contextmanager
 def plain_warnings() -> Iterator[None]:
-    """Say what no calibration vouches for on a line of standard error each, whatever filters are
-    set."""
+    """Say what no calibration vouches for, and other warnings to users, on a line of standard error
+    each, whatever filters are set."""
 
     def show(message: Warning | str, category: type[Warning], *args: Any, **kwargs: Any) -> None:
-        if issubclass(category, CalibrationWarning):
-            print(f"vfm-inverse: warning: {message}", file=sys.stderr)
+        if issubclass(category, UserWarning):
+            say(f"vfm-inverse: warning: {message}", sys.stderr)
         else:
             ordinary(message, category, *args, **kwargs)
 
     with warnings.catch_warnings():
         ordinary, warnings.showwarning = warnings.showwarning, show
-        warnings.simplefilter("always", CalibrationWarning)
+        warnings.simplefilter("always", UserWarning)
         yield
+
+
+def say(line: object, stream: TextIO | None = None) -> None:
+    """Print a line as text and nothing else: what a terminal would act on, or cannot show, is
+    written as an escape."""
+    stream = sys.stdout if stream is None else stream
+    text = "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(line)
+    )
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
 
 
 def one_line(error: BaseException) -> str:
@@ -93,7 +117,7 @@ def list_problems(args: argparse.Namespace) -> int:
         return emit({"problems": table})
     width = max(map(len, table))
     for name, summary in table.items():
-        print(f"{name:{width}}  {summary}")
+        say(f"{name:{width}}  {summary}")
     return 0
 
 
@@ -104,49 +128,57 @@ def train(args: argparse.Namespace) -> int:
     from vfm_inverse import problems, runs
     from vfm_inverse.build import build
     from vfm_inverse.calibration import calibrate as check_calibration
+    from vfm_inverse.files import locked
     from vfm_inverse.training import fit
 
-    if not args.resume and any((args.out / name).exists() for name in (runs.MODEL, runs.STATE)):
-        raise ValueError(
-            f"'{args.out}' already holds a run: continue it with --resume, or choose another --out"
-        )
     check_keys("model", config.model, build, reserved=["problem"])
     ours = ["vfm", "problem", "checkpoint_dir", "resume", "progress"]
     check_keys("fit", config.fit, fit, reserved=ours)
     ours = ["posterior_fn", "problem", "quantities", "seed", "provenance", "progress"]
     check_keys("calibration", config.calibration, check_calibration, reserved=ours)
+    for section in ("model", "fit", "calibration"):
+        check_settings(section, getattr(config, section), section)
 
-    problem = problems.load(config.problem, **config.problem_kwargs)
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / runs.CONFIG).write_text(json.dumps(asdict(config), indent=2) + "\n")
-    vfm = build(problem, **config.model)
-    bar, seed = not args.json, args.seed or 0
-    fit(vfm, problem, **config.fit, checkpoint_dir=args.out, resume=args.resume, progress=bar)
-    checked = runs.calibrate_run(
-        args.out, vfm, problem, seed=seed, progress=bar, **config.calibration
-    )
-    runs.report_run(args.out, vfm, problem, checked, seed=seed)
+    with locked(args.out):
+        goes_on = (args.out / runs.STATE).exists()
+        if args.resume:
+            runs.check_resume(args.out, config)
+        elif goes_on or (args.out / runs.MODEL).exists():
+            raise ValueError(
+                f"'{args.out}' already holds a run: continue it with --resume, or choose another "
+                "--out"
+            )
+        problem = problems.load(config.problem, **config.problem_kwargs)
+        vfm = build(problem, **config.model)
+        if not goes_on:
+            runs.write_settings(args.out, config)
+        bar, seed = not args.json, args.seed or 0
+        fit(vfm, problem, **config.fit, checkpoint_dir=args.out, resume=args.resume, progress=bar)
+        if goes_on:
+            runs.write_settings(args.out, config)
+        checked = runs.calibrate_run(
+            args.out, vfm, problem, seed=seed, progress=bar, **config.calibration
+        )
+        runs.report_run(args.out, vfm, problem, checked, seed=seed)
     return conclude(args, checked, args.out)
 
 
 def sample(args: argparse.Namespace) -> int:
     """``vfm-inverse sample``."""
-    from vfm_inverse.labelled import load_observation, save_netcdf, to_xarray
-    from vfm_inverse.randomness import seeded
-    from vfm_inverse.runs import open_run
+    from vfm_inverse.labelled import load_observation
+    from vfm_inverse.runs import check_output, open_run
+    from vfm_inverse.streaming import sample_to_netcdf
     from vfm_inverse.training import resolve_device
 
+    check_output(args.out, args.folder, args.observation)
     vfm, problem = open_run(args.folder, resolve_device(args.device))
     y, params = load_observation(args.observation, problem)
-    with seeded(args.seed):
-        draws = vfm(y, **params).sample((args.num_draws,))
-    provenance = {**vfm.provenance(), "seed": args.seed}
-    save_netcdf(to_xarray(draws, problem, y, params=params, provenance=provenance), args.out)
+    sample_to_netcdf(vfm, problem, y, args.num_draws, args.out, params=params, seed=args.seed)
     done = {"draws": args.num_draws, "observations": len(y), "file": str(args.out)}
     if args.json:
         return emit(done | shown_standing(vfm))
-    print(f"{done['draws']} draws for {done['observations']} observation(s) in {done['file']}")
-    print(f"calibration of the map: {standing(vfm)[0]}")
+    say(f"{done['draws']} draws for {done['observations']} observation(s) in {done['file']}")
+    say(f"calibration of the map: {standing(vfm)[0]}")
     return 0
 
 
@@ -154,9 +186,10 @@ def correct(args: argparse.Namespace) -> int:
     """``vfm-inverse correct``."""
     from vfm_inverse.correction import auto
     from vfm_inverse.labelled import load_observation, save_netcdf, to_xarray
-    from vfm_inverse.runs import open_run
+    from vfm_inverse.runs import check_output, open_run
     from vfm_inverse.training import resolve_device
 
+    check_output(args.out, args.folder, args.observation)
     vfm, problem = open_run(args.folder, resolve_device(args.device))
     y, params = load_observation(args.observation, problem)
     ensemble = auto(vfm, y, args.num_draws, seed=args.seed, **params)
@@ -173,9 +206,9 @@ def correct(args: argparse.Namespace) -> int:
     if args.json:
         return emit(done | shown_standing(vfm))
     for i, note in enumerate(ensemble.notes):
-        print(f"observation {i}: {note}")
-    print(f"{args.num_draws} draws for {len(y)} observation(s) in {args.out}")
-    print(f"calibration of the map, before correction: {standing(vfm)[0]}")
+        say(f"observation {i}: {note}")
+    say(f"{args.num_draws} draws for {len(y)} observation(s) in {args.out}")
+    say(f"calibration of the map, before correction: {standing(vfm)[0]}")
     return 0
 
 
@@ -209,7 +242,7 @@ def report(args: argparse.Namespace) -> int:
     page = report_run(args.folder, vfm, problem, checked, seed=args.seed)
     if args.json:
         return emit({"report": str(page)} | shown_standing(vfm))
-    print(page)
+    say(page)
     return 0
 
 
@@ -221,12 +254,12 @@ def verify(args: argparse.Namespace) -> int:
     for result in verify_targets(args.target, every=args.all, seed=args.seed):
         results.append(result)
         if not args.json:
-            print(result, flush=True)
+            say(result)
     failed = [result.name for result in results if not result.passed]
     if args.json:
         emit({"passed": not failed, "operators": [result.to_dict() for result in results]})
     else:
-        print(
+        say(
             f"{len(results)} verified, {len(failed)} failed{': ' if failed else ''}"
             + ", ".join(failed)
         )
@@ -299,11 +332,11 @@ def conclude(args: argparse.Namespace, checked: Dataset, folder: Path) -> int:
     }
     if args.json:
         return emit(result)
-    print(f"calibration     {result['verdict']}: {result['reason']}")
-    print(f"90 % intervals  hold the truth in {100 * result['coverage_90']:.1f} % of cases")
-    print(f"CRPS            {result['crps']:.4g}")
-    print(f"energy score    {result['energy_score']:.4g}")
-    print(f"written to      {folder}")
+    say(f"calibration     {result['verdict']}: {result['reason']}")
+    say(f"90 % intervals  hold the truth in {100 * result['coverage_90']:.1f} % of cases")
+    say(f"CRPS            {result['crps']:.4g}")
+    say(f"energy score    {result['energy_score']:.4g}")
+    say(f"written to      {folder}")
     return 0
 
 
@@ -315,5 +348,5 @@ def shown_standing(vfm: VariationalFlowMap) -> dict[str, str]:
 
 def emit(result: dict[str, Any]) -> int:
     """Print the result for machines."""
-    print(json.dumps(result))
+    say(json.dumps(result))
     return 0

@@ -30,9 +30,9 @@ from torch import Tensor
 
 from vfm_inverse import __version__
 from vfm_inverse.correction.ensemble import Ensemble
-from vfm_inverse.files import replacing
 from vfm_inverse.labels import BATCH, DRAW, ERROR_STD, OBSERVED, PARAM, squeezed
 from vfm_inverse.likelihood import Likelihood
+from vfm_inverse.netcdf_files import write_netcdf
 from vfm_inverse.station_tables import read_table
 
 if TYPE_CHECKING:
@@ -115,8 +115,7 @@ def save_netcdf(dataset: xr.Dataset, path: str | os.PathLike[str]) -> Path:
     """
     path = Path(path)
     try:
-        with replacing(path) as temporary:
-            dataset.to_netcdf(temporary, engine="netcdf4", format="NETCDF4")
+        write_netcdf(dataset, path)
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"cannot write '{path}': {error}") from error
     return path

@@ -30,6 +30,7 @@ from vfm_inverse.adapter import Mixture, standard_normal
 from vfm_inverse.couplings import COUPLINGS, adapter_coupling, minibatch_ot
 from vfm_inverse.flow_losses import FLOW_LOSSES, diagonal, sample_times
 from vfm_inverse.posterior import Answer, Networks, VariationalFlowMap
+from vfm_inverse.settings import check_settings
 
 __all__ = ["PRESETS", "Objective"]
 
@@ -85,6 +86,10 @@ class Objective(nn.Module):
         adapter_share: float | None = None,
     ) -> None:
         super().__init__()
+        numbers = check_settings("objective", {k: v for k, v in locals().items() if k != "vfm"})
+        flow, forward, reverse = (numbers[k] for k in ("flow", "forward", "reverse"))
+        alpha, tau, off_diagonal = (numbers[k] for k in ("alpha", "tau", "off_diagonal"))
+        adaptive, adapter_share = numbers["adaptive"], numbers["adapter_share"]
         if flow_loss not in (*FLOW_LOSSES, "diagonal"):
             raise ValueError(
                 f"'flow_loss' must be one of {[*FLOW_LOSSES, 'diagonal']}; got {flow_loss!r}"
@@ -109,8 +114,13 @@ class Objective(nn.Module):
             forward = 0.0
         if adapter_share is None:
             adapter_share = 0.5 if forward and flow and not joint else 0.0
-        if not 0 <= adapter_share <= 1:
-            raise ValueError(f"'adapter_share' must lie between 0 and 1; got {adapter_share}")
+        if not (flow or forward or reverse):
+            raise ValueError("one of 'flow', 'forward' and 'reverse' must be above 0; got none")
+        if (adapter_share and not (forward or reverse)) or (0 < adapter_share < 1 and not flow):
+            raise ValueError(
+                "'adapter_share' must be 0 unless there are terms for adapter and map; got "
+                f"{adapter_share:g} with flow={flow:g}, forward={forward:g}, reverse={reverse:g}"
+            )
         self.vfm = vfm
         self.average: Networks = copy.deepcopy(vfm.networks).requires_grad_(False)
         self.flow_loss, self.coupling = flow_loss, coupling
@@ -164,7 +174,9 @@ class Objective(nn.Module):
         elif self.coupling == "adapter":
             x1 = adapter_coupling(x1, answer.q.sample(), self.alpha)
         n = x0.shape[0]
-        k = 0 if self.flow_loss == "diagonal" else max(1, round(self.off_diagonal * n))
+        # Each of the two losses has a pair at least.
+        share = min(max(1, round(self.off_diagonal * n)), n - 1)
+        k = 0 if self.flow_loss == "diagonal" else share
         # Differences in time would drown in half precision.
         off, on = answer.map.rows(slice(k))._replace(half=False), answer.map.rows(slice(k, n))
         terms = {

@@ -139,13 +139,19 @@ class PushForward(TorchDistribution):
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
-        """Draws ``(*sample, *batch, *event)``, a bounded number at a time."""
+        """Draws ``(*sample, *batch, *event)``, a bounded number at a time and in the memory of the
+        result."""
         sample_shape = torch.Size(sample_shape)
         # What makes a Gaussian of N(0, I) is done chunk by chunk, in cache.
-        zeta = standard_law(self.latent).sample(torch.Size([sample_shape.numel()]))
+        zeta = standard_law(self.latent).sample(torch.Size([sample_shape.numel()])).contiguous()
+        event = torch.Size([*zeta.shape[:2], *self.event_shape])
+        # The draws take the place of the noise that they are made of, where they fit.
+        x = zeta.view(event) if event.numel() == zeta.numel() else zeta.new_empty(event)
         chunk = CHUNK_NUMBERS.get(zeta.device.type, CHUNK_NUMBERS["cuda"])
-        parts = zeta.split(max(1, chunk // zeta[0].numel()))
-        x = torch.cat([self._decode(unstandardize(self.latent, part)) for part in parts])
+        size = max(1, chunk // max(1, zeta.shape[1:].numel()))
+        for begin in range(0, len(zeta), size):
+            rows = slice(begin, begin + size)
+            x[rows] = self._decode(unstandardize(self.latent, zeta[rows]))
         return self._finish(x.unflatten(0, sample_shape) if sample_shape else x[0], sample_shape)
 
     def _finish(self, x: Tensor, sample_shape: torch.Size) -> Tensor:

@@ -7,6 +7,7 @@
 ``log.csv``               loss terms and health figures by step
 ``calibration.nc``        ranks, coverage, scores and the verdict
 ``report.html``           one page with all of it
+``.lock``                 held by the process that trains or calibrates here
 ========================  =======================================================
 
 ``fit`` writes the map, the state and the log; the functions here add the rest and read it again.
@@ -14,22 +15,31 @@
 
 from __future__ import annotations
 
+import json
+import warnings
 from collections.abc import Mapping
+from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import xarray as xr
 
-from vfm_inverse import checkpoint, problems
+from vfm_inverse import checkpoint
 from vfm_inverse.calibration import calibrate
 from vfm_inverse.card import certify
+from vfm_inverse.config import RunConfig
+from vfm_inverse.files import LOCK, check_writable, locked, replacing, same_file
 from vfm_inverse.gallery import posterior_gallery, posterior_scatter
 from vfm_inverse.labelled import save_netcdf
+from vfm_inverse.netcdf_files import read_netcdf
 from vfm_inverse.posterior import VariationalFlowMap
 from vfm_inverse.problem import InverseProblem
 from vfm_inverse.randomness import seeded
 from vfm_inverse.report import write_report
+from vfm_inverse.settings import check_settings
+from vfm_inverse.training_files import log_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,9 +52,13 @@ __all__ = [
     "REPORT",
     "STATE",
     "calibrate_run",
+    "check_output",
+    "check_resume",
     "open_calibration",
     "open_run",
+    "read_settings",
     "report_run",
+    "write_settings",
 ]
 
 CONFIG, MODEL, STATE = "config.json", "model.safetensors", "training.safetensors"
@@ -66,14 +80,99 @@ def open_run(
         ValueError: it cannot be read, or was trained on a problem that is not of the package.
     """
     path = Path(folder) / MODEL
-    _, header = checkpoint.read(path, "model")
-    stored = header["config"]["problem"]
-    if stored["name"] is None:
-        raise ValueError(
-            f"'{path}' was trained on a problem of your own; only Python can rebuild that"
-        )
-    problem = problems.load(stored["name"], **stored["kwargs"])
+    problem = checkpoint.stored_problem(path)
+    if (Path(folder) / CONFIG).is_file():
+        try:
+            read_settings(folder)
+        except ValueError as error:
+            # Only people read it: the map does not depend on it.
+            warnings.warn(str(error), UserWarning, stacklevel=2)
     return checkpoint.load(path, problem, device, warn=warn), problem
+
+
+def write_settings(folder: str | Path, config: RunConfig) -> None:
+    """Write the settings of a run, with a sum over them."""
+    tables = asdict(config)
+    with replacing(Path(folder) / CONFIG) as temporary:
+        text = json.dumps({**tables, "sha256": _sum(tables)}, indent=2)
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def read_settings(folder: str | Path) -> dict[str, Any]:
+    """The tables of settings of a run.
+
+    Raises:
+        FileNotFoundError: there are none.
+        ValueError: they cannot be read, or are not what was written.
+    """
+    path = Path(folder) / CONFIG
+    try:
+        tables = json.loads(path.read_bytes())
+        stored = tables.pop("sha256", None)
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise ValueError(f"'{path}' is damaged: it is no table in JSON") from error
+    # Runs of earlier versions have no sum, and none of the keys of a sum that was damaged.
+    unknown = tables.keys() - asdict(RunConfig("")).keys()
+    if unknown or (stored is not None and stored != _sum(tables)):
+        raise ValueError(
+            f"'{path}' is damaged or was edited: it does not have the checksum it states"
+        )
+    return tables
+
+
+def _sum(tables: Mapping[str, Any]) -> str:
+    return sha256(json.dumps(tables, sort_keys=True).encode()).hexdigest()
+
+
+def check_resume(folder: str | Path, config: RunConfig) -> None:
+    """Refuse to go on with a run as one of other settings; ``fit`` compares its own and the
+    problem.
+
+    Raises:
+        ValueError: problem or model have other settings, or there is only a finished map.
+    """
+    folder = Path(folder)
+    if (folder / MODEL).exists() and not (folder / STATE).exists():
+        raise ValueError(
+            f"'{folder}' holds a trained map and no '{STATE}' to go on from; choose another --out"
+        )
+    if not (folder / STATE).exists() or not (folder / CONFIG).is_file():
+        return
+    stored, given = read_settings(folder), json.loads(json.dumps(asdict(config)))
+    differ: dict[str, Any] = {}
+    if stored.get("problem") != given["problem"]:
+        differ["problem.name"] = (stored.get("problem"), given["problem"])
+    for table, section in {"problem_kwargs": "problem", "model": "model"}.items():
+        there, here = stored.get(table) or {}, given[table]
+        for name in sorted(there.keys() | here.keys()):
+            if there.get(name) != here.get(name):
+                differ[f"{section}.{name}"] = (there.get(name), here.get(name))
+    if differ:
+        raise ValueError(
+            f"'--resume' needs the settings of the run in {folder}; these differ (there, here): "
+            f"{differ}"
+        )
+
+
+def check_output(path: str | Path, folder: str | Path, *inputs: str | Path) -> None:
+    """Refuse to write over a file of the run or over what was read, before anything is computed.
+
+    Args:
+        path: file to write.
+        folder: of the run.
+        inputs: files that were read.
+
+    Raises:
+        OSError: ``path`` cannot be written.
+        ValueError: it is one of them, by whatever name or link.
+    """
+    for given in inputs:
+        if same_file(path, [given]):
+            raise ValueError(f"'--out' must not be the input '{given}'; got '{path}'")
+    own = [Path(folder) / n for n in (CONFIG, MODEL, STATE, LOG, CALIBRATION, REPORT, LOCK)]
+    if same_file(path, own):
+        raise ValueError(f"'--out' must not be a file of the run '{folder}'; got '{path}'")
+    check_writable(path)
 
 
 def calibrate_run(
@@ -94,14 +193,27 @@ def calibrate_run(
         progress: show a progress bar.
         settings: further arguments of :func:`vfm_inverse.calibration.calibrate`.
     """
+    settings = check_settings("calibration", settings)
+    with locked(folder):
+        return _calibrate(Path(folder), vfm, problem, seed, progress, settings)
+
+
+def _calibrate(
+    folder: Path,
+    vfm: VariationalFlowMap,
+    problem: InverseProblem,
+    seed: int,
+    progress: bool,
+    settings: dict[str, Any],
+) -> xr.Dataset:
     # An earlier card is not part of this map's provenance.
     provenance = {k: v for k, v in vfm.provenance().items() if not k.startswith("calibration_")}
     checked = calibrate(
         vfm, problem, seed=seed, provenance=provenance, progress=progress, **settings
     )
     checked.attrs["calibration_card"] = certify(vfm, problem, checked).to_json()
-    save_netcdf(checked, Path(folder) / CALIBRATION)
-    vfm.save(Path(folder) / MODEL)
+    save_netcdf(checked, folder / CALIBRATION)
+    vfm.save(folder / MODEL)
     return checked
 
 
@@ -110,12 +222,12 @@ def open_calibration(folder: str | Path) -> xr.Dataset:
 
     Raises:
         FileNotFoundError: the run was not calibrated yet.
+        ValueError: the file is damaged.
     """
     path = Path(folder) / CALIBRATION
     if not path.is_file():
         raise FileNotFoundError(f"there is no '{path}': run 'vfm-inverse calibrate' first")
-    with xr.open_dataset(path, engine="netcdf4") as checked:
-        return checked.load()
+    return read_netcdf(path)
 
 
 def report_run(
@@ -142,15 +254,35 @@ def report_run(
         The page.
     """
     folder = Path(folder)
-    log = folder / LOG
+    log = checked_log(folder)
     return write_report(
         folder / REPORT,
         checked,
-        history=log if log.is_file() else None,
+        history=log,
         figures=_held_out(vfm, problem, seed) if figures is None else figures,
         provenance=vfm.provenance(),
         title=title or f"Calibration of {problem.name}",
     )
+
+
+def checked_log(folder: Path) -> Path | None:
+    """The log of a run, if any, and a warning where it is not what the training wrote."""
+    log, state = folder / LOG, folder / STATE
+    if not log.is_file():
+        return None
+    if state.is_file():
+        history = checkpoint.read(state, "training")[1].get("history", [])
+        written = log.read_bytes().decode(errors="replace")
+        names = written.split("\r\n", 1)[0].split(",")
+        known = {"step", *(name for row in history for name in row)}
+        if not known <= {*names} or log_text(names, history) != written:
+            warnings.warn(
+                f"'{log}' is not what the training wrote: it is damaged, was edited, or the "
+                "training is not finished",
+                UserWarning,
+                stacklevel=3,
+            )
+    return log
 
 
 def _held_out(vfm: VariationalFlowMap, problem: InverseProblem, seed: int) -> dict[str, Figure]:

@@ -8,11 +8,11 @@ was killed goes on from its last checkpoint to the same weights, bit for bit, as
 from __future__ import annotations
 
 import copy
-import csv
+import inspect
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,16 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vfm_inverse import checkpoint
+from vfm_inverse.card import problem_fingerprint
+from vfm_inverse.config import check_keys
+from vfm_inverse.files import locked
 from vfm_inverse.objective import PRESETS, Objective
 from vfm_inverse.posterior import VariationalFlowMap
 from vfm_inverse.problem import InverseProblem
 from vfm_inverse.randomness import reseed, seeded
 from vfm_inverse.scores import energy_score
+from vfm_inverse.settings import check_settings
+from vfm_inverse.training_files import Row, csv_log, prefixed, read_state, same_start, selected
 
 __all__ = ["fit", "resolve_device"]
 
@@ -34,7 +39,8 @@ log = logging.getLogger(__name__)
 COLLAPSED = 3.0
 """Mean squared standardised code above which an adapter is called collapsed; 1 is calibrated."""
 
-Row = dict[str, float]
+HARMLESS = ("device", "checkpoint_dir", "resume", "checkpoint_every", "progress")
+"""Arguments of :func:`fit` that the trained map does not depend on."""
 
 
 def fit(
@@ -64,7 +70,7 @@ def fit(
     Args:
         vfm: map to train.
         problem: where simulations come from, fresh at every step.
-        steps, batch_size: length of the run and simulations a step.
+        steps, batch_size: length of the run and simulations a step, two at least.
         objective: a preset (``"default"``, ``"vfm"``) or the arguments of :class:`Objective`.
         learning_rate: peak rate of AdamW, reached after a linear warm-up over the first 2 % and
             left along a cosine; where adapter and map are trained one after the other, in each.
@@ -75,7 +81,9 @@ def fit(
         device: ``"auto"`` takes a GPU where there is one. Map and problem are moved there and
             stay.
         checkpoint_dir: folder for ``model.safetensors``, ``training.safetensors`` and ``log.csv``.
-        resume: continue from that folder if it holds an unfinished run of the same length.
+        resume: continue from that folder if it holds a run; it must be one of this problem, of a
+            map built alike and with the same settings, up to ``device``, ``checkpoint_every`` and
+            ``progress``.
         checkpoint_every, log_every: steps between checkpoints and between log rows.
         validations: times the averaged weights are scored during the run, besides the start.
         num_validation: held-out simulations for that.
@@ -86,48 +94,72 @@ def fit(
 
     Raises:
         FloatingPointError: a term of the loss is not finite; the last good checkpoint is kept.
-        ValueError: an argument makes no sense, or the run to resume is another one.
+        OSError: a file cannot be written, or another process trains into the folder.
+        ValueError: an argument makes no sense, or the run to resume is another one; nothing was
+            written then.
     """
-    for name, value in {"steps": steps, "batch_size": batch_size, "log_every": log_every}.items():
-        if value < 1:
-            raise ValueError(f"'{name}' must be at least 1; got {value}")
+    if not isinstance(vfm, VariationalFlowMap) or not isinstance(problem, InverseProblem):
+        raise TypeError(
+            "'fit' takes a VariationalFlowMap and an InverseProblem; got "
+            f"{type(vfm).__name__} and {type(problem).__name__}"
+        )
+    given = {name: value for name, value in locals().items() if name not in ("vfm", "problem")}
+    given = check_settings("fit", given)
     if isinstance(objective, str):
         if objective not in PRESETS:
             raise ValueError(f"'objective' must be one of {sorted(PRESETS)}; got {objective!r}")
         objective = PRESETS[objective]
+    if not isinstance(objective, Mapping):
+        raise TypeError(f"'objective' must be a name or a mapping; got {type(objective).__name__}")
+    check_keys("objective", objective, Objective, reserved=["vfm"])
+    given["objective"] = check_settings("objective", objective)
     device = resolve_device(device)
-    problem.to(device)
-    vfm.to(device)
-    run = Run(vfm, Objective(vfm, **objective), learning_rate, weight_decay)
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
+    with nullcontext() if folder is None else locked(folder):
+        return train(vfm.to(device), problem.to(device), folder, given)
+
+
+def train(
+    vfm: VariationalFlowMap, problem: InverseProblem, folder: Path | None, given: dict[str, Any]
+) -> list[Row]:
+    """What :func:`fit` does with checked arguments, in a folder that is its own."""
+    steps, batch_size, seed = given["steps"], given["batch_size"], given["seed"]
+    log_every, validations = given["log_every"], given["validations"]
+    num_validation = given["num_validation"]
+    run = Run(
+        vfm, Objective(vfm, **given["objective"]), given["learning_rate"], given["weight_decay"]
+    )
+    identity: dict[str, Any] = {}
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-    settings = {
-        "steps": steps,
-        "batch_size": batch_size,
-        "seed": seed,
-        "learning_rate": learning_rate,
-    }
-    if resume and folder is not None and (folder / "training.safetensors").exists():
-        run.restore(folder, settings)
+        identity = {
+            "settings": {k: v for k, v in given.items() if k not in HARMLESS}
+            | {"objective": every_setting(given["objective"])},
+            "model": vfm.config,
+            "problem": problem_fingerprint(problem),
+        }
+    if given["resume"] and folder is not None and (folder / "training.safetensors").exists():
+        run.restore(folder, identity)
     else:
         run.scores = run.validate(problem, num_validation, seed)
 
     milestones = {round(steps * (i + 1) / validations) for i in range(validations)}
     switch = round(steps * run.objective.adapter_share)
-    bar = tqdm(total=steps, initial=run.step, disable=not progress, desc="fit", unit="step")
+    bar = tqdm(
+        total=steps, initial=run.step, disable=not given["progress"], desc="fit", unit="step"
+    )
     with bar, seeded(seed), csv_log(folder, ("step", *run.objective.names), run.history) as write:
         while run.step < steps:
-            reseed(seed * 1_000_003 + run.step + 1)
+            reseed((seed * 1_000_003 + run.step + 1) % 2**63)
             if switch:
                 run.objective.enter_phase("adapter" if run.step < switch else "map")
             begin, end = (0, switch) if run.step < switch else (switch, steps)
             for group in run.optimizer.param_groups:
-                group["lr"] = learning_rate * schedule(run.step - begin, end - begin)
+                group["lr"] = given["learning_rate"] * schedule(run.step - begin, end - begin)
             x, y, params = problem.simulate(batch_size)
-            terms = run.advance(x, y, params, clip)
+            terms = run.advance(x, y, params, given["clip"])
             run.step += 1
-            run.objective.update_average(min(average_decay, (1 + run.step) / (10 + run.step)))
+            decay = min(given["average_decay"], (1 + run.step) / (10 + run.step))
+            run.objective.update_average(decay)
             bar.update()
             if run.step % log_every == 0 or run.step == steps:
                 row = {"step": run.step, **terms, **run.objective.health(x, y, **params)}
@@ -137,8 +169,9 @@ def fit(
                 run.warned = run.warned or warn_of_collapse(row, steps)
             if run.step in milestones:
                 run.keep_better(run.validate(problem, num_validation, seed))
-            if folder is not None and (run.step % checkpoint_every == 0 or run.step == steps):
-                run.save(folder, settings)
+            due = run.step % given["checkpoint_every"] == 0 or run.step == steps
+            if folder is not None and due:
+                run.save(folder, identity)
     run.finish()
     if folder is not None:
         vfm.save(folder / "model.safetensors")
@@ -223,9 +256,10 @@ class Run:
                 float(self.scores.mean()),
             )
 
-    def save(self, folder: Path, settings: Mapping[str, Any]) -> None:
+    def save(self, folder: Path, identity: Mapping[str, Any]) -> None:
         """Write the run and the best weights so far."""
         state = {
+            **prefixed("fixed", fixed_state(self.vfm)),
             **prefixed("networks", self.vfm.networks.state_dict()),
             **prefixed("average", self.objective.average.state_dict()),
             **prefixed("kept", self.kept.state_dict()),
@@ -234,52 +268,47 @@ class Run:
         for i, moments in self.optimizer.state_dict()["state"].items():
             state |= prefixed(f"optimizer.{i}", moments)
         header = {
-            "settings": dict(settings),
+            **identity,
             "step": self.step,
             "kept_step": self.kept_step,
             "history": self.history,
         }
         checkpoint.write(folder / "training.safetensors", state, "training", header)
 
-    def restore(self, folder: Path, settings: Mapping[str, Any]) -> None:
+    def restore(self, folder: Path, identity: Mapping[str, Any]) -> None:
         """Read a run that :meth:`save` wrote."""
         path = folder / "training.safetensors"
-        state, header = checkpoint.read(path, "training", device=self.vfm.whitening.mean.device)
-        if header["settings"] != dict(settings):
-            changed = {
-                k: (v, settings.get(k))
-                for k, v in header["settings"].items()
-                if settings.get(k) != v
-            }
-            raise ValueError(
-                f"'resume' needs the settings of the run in {folder}; these differ (there, "
-                f"here): {changed}"
-            )
-        for name, module in {
-            "networks": self.vfm.networks,
-            "average": self.objective.average,
-            "kept": self.kept,
-        }.items():
-            module.load_state_dict(selected(name, state))
-        optimizer = self.optimizer.state_dict()
-        for i in range(len(optimizer["param_groups"][0]["params"])):
-            if moments := selected(f"optimizer.{i}", state):
-                optimizer["state"][i] = moments
-        self.optimizer.load_state_dict(optimizer)
-        self.step, self.history = header["step"], header["history"]
-        self.kept_step, self.scores = header["kept_step"], state["scores"]
+        state, header = read_state(folder, identity, self.vfm.whitening.mean.device)
+        try:
+            fixed = selected("fixed", state)
+            same_start(path, self.vfm, fixed)
+            self.vfm.load_state_dict(fixed, strict=False)
+            for name, module in {
+                "networks": self.vfm.networks,
+                "average": self.objective.average,
+                "kept": self.kept,
+            }.items():
+                module.load_state_dict(selected(name, state))
+            optimizer = self.optimizer.state_dict()
+            for i in range(len(optimizer["param_groups"][0]["params"])):
+                if moments := selected(f"optimizer.{i}", state):
+                    optimizer["state"][i] = moments
+            self.optimizer.load_state_dict(optimizer)
+            self.step, self.history = int(header["step"]), list(header["history"])
+            self.kept_step, self.scores = int(header["kept_step"]), state["scores"]
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise ValueError(f"'{path}' is no training state of this map: {error}") from error
 
 
-def prefixed(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names with a prefix and a dot."""
-    return {f"{prefix}.{name}": value for name, value in state.items()}
+def fixed_state(vfm: VariationalFlowMap) -> dict[str, Tensor]:
+    """All of a map that no training changes: coordinates, start, features, range."""
+    return {k: v for k, v in vfm.state_dict().items() if not k.startswith("networks.")}
 
 
-def selected(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The entries with that prefix, without it: the inverse of :func:`prefixed`."""
-    return {
-        k.removeprefix(f"{prefix}."): v for k, v in state.items() if k.startswith(f"{prefix}.")
-    }
+def every_setting(objective: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of an objective, those left out with their defaults."""
+    parameters = inspect.signature(Objective).parameters.items()
+    return {k: p.default for k, p in parameters if k != "vfm"} | dict(objective)
 
 
 def schedule(step: int, steps: int) -> float:
@@ -318,23 +347,3 @@ def resolve_device(device: str | torch.device) -> torch.device:
         raise ValueError(
             f"'device' must be 'auto' or a device of this machine; got {device!r}"
         ) from error
-
-
-@contextmanager
-def csv_log(folder: Path | None, names: Sequence[str], history: list[Row]) -> Iterator[Any]:
-    """A function that appends rows to ``log.csv``, which begins with the rows of the resumed run;
-    a term that a phase of the training does not have stays empty."""
-    if folder is None:
-        yield lambda row: None
-        return
-    with open(folder / "log.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, names)
-
-        def write(row: Row) -> None:
-            writer.writerow(row)
-            file.flush()
-
-        writer.writeheader()
-        for row in history:
-            write(row)
-        yield write

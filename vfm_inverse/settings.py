@@ -1,0 +1,159 @@
+"""The range of every setting, by the function it is handed to.
+
+One table serves Python, settings files and the command line. Nothing here imports torch or NumPy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
+
+__all__ = ["SETTINGS", "Setting", "check_settings"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a setting may be.
+
+    Args:
+        kind: ``int``, ``float`` or ``bool``.
+        low, high: ends of the range; none where missing.
+        open_low, open_high: whether the end itself is left out.
+        optional: whether ``None`` is a value too.
+    """
+
+    kind: type
+    low: float | None = None
+    high: float | None = None
+    open_low: bool = False
+    open_high: bool = False
+    optional: bool = False
+
+    def __str__(self) -> str:
+        if self.kind is bool:
+            return "true or false"
+        ends = []
+        if self.low is not None:
+            ends.append(f"above {self.low:g}" if self.open_low else f"at least {self.low:g}")
+        if self.high is not None and self.high != MAX_SEED:
+            ends.append(f"below {self.high:.6g}" if self.open_high else f"at most {self.high:.6g}")
+        noun = "an integer of " if self.kind is int else "a number of "
+        # "a number above 0", "an integer of at least 1"
+        noun = noun.replace("of ", "") if ends and self.open_low else noun
+        return noun + " and ".join(ends) + " or None" * self.optional
+
+    def check(self, name: str, value: Any, section: str | None = None) -> Any:
+        """The value as ``kind``: NumPy's numbers, and floats without a fraction, are integers too.
+
+        Args:
+            name: of the setting, for the message.
+            value: what came.
+            section: of the settings file where it stands, for the message.
+
+        Raises:
+            ValueError: it is of another kind, not finite, or out of range.
+        """
+        if value is None and self.optional:
+            return None
+        if self.kind is bool:
+            if isinstance(value, bool):
+                return value
+            if type(value).__name__ in ("bool", "bool_"):  # NumPy's
+                return bool(value)
+        elif isinstance(value, Real) and not isinstance(value, bool):
+            whole = isinstance(value, Integral) or float(value).is_integer()
+            finite = whole or math.isfinite(float(value))
+            if finite and (self.kind is float or whole) and self._holds(value):
+                return self.kind(value)
+        shown = repr(value) if len(repr(value)) <= 40 else f"{repr(value)[:37]}..."
+        where = "" if section is None else f" in [{section}]"
+        raise ValueError(f"'{name}'{where} must be {self}; got {shown}")
+
+    def _holds(self, value: Any) -> bool:
+        above = self.low is None or (value > self.low if self.open_low else value >= self.low)
+        below = self.high is None or (value < self.high if self.open_high else value <= self.high)
+        return above and below
+
+
+MAX_SEED = 2**63 - 1
+
+FLAG = Setting(bool)
+SEED = Setting(int, 0, MAX_SEED)
+COUNT, PAIR = Setting(int, 1), Setting(int, 2)
+WEIGHT, SHARE = Setting(float, 0), Setting(float, 0, 1)
+POSITIVE = Setting(float, 0, open_low=True)
+
+SETTINGS: dict[str, dict[str, Setting]] = {
+    "model": {
+        "gaussian_start": FLAG,
+        "steps": COUNT,
+        "width": Setting(int, 1, 2**16, optional=True),
+        "depth": Setting(int, 0, 2**10, optional=True),
+        "max_rank": COUNT,
+        "num_simulations": PAIR,
+        "seed": SEED,
+    },
+    "fit": {
+        "steps": COUNT,
+        "batch_size": PAIR,
+        "learning_rate": POSITIVE,
+        "weight_decay": WEIGHT,
+        "clip": POSITIVE,
+        "average_decay": Setting(float, 0, 1, open_high=True),
+        "seed": SEED,
+        "resume": FLAG,
+        "checkpoint_every": COUNT,
+        "log_every": COUNT,
+        "validations": COUNT,
+        "num_validation": PAIR,
+        "progress": FLAG,
+    },
+    "objective": {
+        "flow": WEIGHT,
+        "forward": Setting(float, 0, optional=True),
+        "reverse": WEIGHT,
+        "alpha": SHARE,
+        "tau": POSITIVE,
+        "off_diagonal": SHARE,
+        "adaptive": FLAG,
+        "adapter_share": Setting(float, 0, 1, optional=True),
+    },
+    "calibration": {
+        "num_simulations": PAIR,
+        "num_draws": PAIR,
+        "seed": Setting(int, 0, MAX_SEED, optional=True),
+        "alpha": Setting(float, 0, 1, open_low=True, open_high=True),
+        "joint": FLAG,
+        "local": FLAG,
+        "chunk": COUNT,
+        "memory": COUNT,
+        "resume": FLAG,
+        "progress": FLAG,
+    },
+    "sample": {"num_draws": COUNT, "seed": SEED},
+}
+"""Range by function (``model`` is ``VariationalFlowMap.for_problem``) and argument; arguments that
+choose by name are checked where the names are known."""
+
+
+def check_settings(
+    function: str, given: Mapping[str, Any], section: str | None = None
+) -> dict[str, Any]:
+    """Settings as numbers of their kind; those without a range as they came.
+
+    Args:
+        function: whose they are, a key of :data:`SETTINGS`.
+        given: settings by name.
+        section: of the settings file where they stand, for the message.
+
+    Raises:
+        ValueError: a setting is of another kind or out of range.
+    """
+    ranges = SETTINGS[function]
+    return {
+        name: ranges[name].check(name, value, section) if name in ranges else value
+        for name, value in given.items()
+    }

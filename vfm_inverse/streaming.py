@@ -1,0 +1,192 @@
+r"""Draws that go to a file block by block, so that their number is bounded by the disk alone.
+
+Blocks follow from the sizes of the problem and the request only, and each has random numbers of
+its own, so that a seed gives the same file whatever the memory. A request of a single block holds
+the numbers of ``vfm(y).sample((num_draws,))``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import netCDF4
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+from tqdm import tqdm
+
+from vfm_inverse.files import check_space, replacing
+from vfm_inverse.labelled import save_netcdf, to_xarray
+from vfm_inverse.labels import DRAW
+from vfm_inverse.netcdf_files import seal, writing
+from vfm_inverse.posterior import PushForward
+from vfm_inverse.randomness import seeded
+from vfm_inverse.settings import check_settings
+
+if TYPE_CHECKING:
+    from vfm_inverse.posterior import VariationalFlowMap
+    from vfm_inverse.problem import InverseProblem
+
+__all__ = ["sample_to_netcdf"]
+
+BLOCK = 2**24
+"""Numbers drawn at once: 64 MiB in single precision."""
+
+CHUNK = 2**18
+"""Numbers of a chunk of the file."""
+
+
+def sample_to_netcdf(
+    vfm: VariationalFlowMap,
+    problem: InverseProblem,
+    y: Tensor,
+    num_draws: int,
+    path: str | os.PathLike[str],
+    *,
+    params: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
+    provenance: Mapping[str, Any] | None = None,
+    progress: bool = False,
+    **labels: Any,
+) -> Path:
+    """Write posterior draws as :func:`vfm_inverse.labelled.to_xarray` labels them, in memory that
+    depends on the observations and not on the number of draws.
+
+    Args:
+        vfm: the map.
+        problem: whose labels are used.
+        y: observations ``(batch, *observation)``.
+        num_draws: draws for each.
+        path: netCDF file to write or to replace.
+        params: parameters of the observations.
+        seed: fixes the draws.
+        provenance: further attributes; ``vfm.provenance()`` and the seed unless given.
+        progress: show a progress bar.
+        labels: further arguments of :func:`vfm_inverse.labelled.to_xarray`.
+
+    Returns:
+        The file.
+
+    Raises:
+        OSError: there is no room for the file, or it cannot be written.
+        ValueError: the observations do not fit the map, or a number is out of range.
+
+    Warns:
+        CalibrationWarning: as calling the map does, once.
+    """
+    given = check_settings("sample", {"num_draws": num_draws, "seed": seed})
+    num_draws, seed = given["num_draws"], given["seed"]
+    params = dict(params or {})
+    y, params, _ = vfm.batch(y, params)
+    if provenance is None:
+        provenance = {**vfm.provenance(), "seed": seed}
+    options = {"params": params, "provenance": provenance, **labels}
+    size = y.new_empty((), dtype=vfm.whitening.mean.dtype).element_size()
+    check_space(path, num_draws * len(y) * vfm.event_shape.numel() * size)
+    plan = Plan.of(num_draws, len(y), vfm.event_shape.numel())
+    if plan.single:
+        with seeded(seed):
+            draws = posterior(vfm, y, params).sample((num_draws,))
+        return save_netcdf(to_xarray(draws, problem, y, **options), path)
+    empty = torch.zeros(0, len(y), *vfm.event_shape, dtype=vfm.whitening.mean.dtype)
+    layout = to_xarray(empty, problem, y, **options)
+    with replacing(path) as temporary, writing(path):
+        write_layout(layout, temporary, plan)
+        with netCDF4.Dataset(temporary, "a") as file:
+            write_blocks(vfm, y, params, file, plan, seed, progress)
+        seal(temporary)
+    return Path(path)
+
+
+def posterior(vfm: VariationalFlowMap, y: Tensor, params: Mapping[str, Tensor]) -> PushForward:
+    """What calling the map gives, of observations that were checked before."""
+    answer = vfm.answer(vfm.condition(y, params))
+    return PushForward(answer.noise, lambda z: vfm.decode(z, answer), vfm.event_shape)
+
+
+class Plan(NamedTuple):
+    """How a request is cut.
+
+    Attributes:
+        num_draws, num_observations: of the request.
+        draws, observations: of a block.
+        chunk_draws, chunk_observations: of a chunk of the file.
+    """
+
+    num_draws: int
+    num_observations: int
+    draws: int
+    observations: int
+    chunk_draws: int
+    chunk_observations: int
+
+    @classmethod
+    def of(cls, num_draws: int, num_observations: int, numel: int) -> Plan:
+        """Blocks and chunks for fields of ``numel`` numbers."""
+        several = min(num_draws, 64)  # draws of one observation share its networks' context
+        observations = max(1, min(num_observations, BLOCK // (numel * several)))
+        chunk_observations = min(observations, max(1, CHUNK // (numel * several)))
+        observations -= observations % chunk_observations
+        draws = max(1, min(num_draws, BLOCK // (numel * observations)))
+        chunk_draws = min(draws, max(1, CHUNK // (numel * chunk_observations)))
+        draws -= draws % chunk_draws
+        return cls(
+            num_draws, num_observations, draws, observations, chunk_draws, chunk_observations
+        )
+
+    @property
+    def single(self) -> bool:
+        """Whether one block is all."""
+        return self.num_draws * self.num_observations <= self.draws * self.observations
+
+    def blocks(self) -> Iterator[tuple[slice, list[slice]]]:
+        """Observations of each row of blocks, and the draws of the blocks in it."""
+        for first in range(0, self.num_observations, self.observations):
+            rows = slice(first, min(first + self.observations, self.num_observations))
+            begins = range(0, self.num_draws, self.draws)
+            yield rows, [slice(k, min(k + self.draws, self.num_draws)) for k in begins]
+
+
+def write_layout(layout: xr.Dataset, path: Path, plan: Plan) -> None:
+    """A file with everything but the draws, to which they can be added."""
+    encoding: dict[str, Any] = {DRAW: {"chunksizes": (min(plan.num_draws, CHUNK),)}}
+    for name, variable in layout.data_vars.items():
+        if DRAW in variable.dims:
+            sizes = (plan.chunk_draws, plan.chunk_observations, *variable.shape[2:])
+            encoding[str(name)] = {"chunksizes": sizes, "fletcher32": True}
+    layout.to_netcdf(
+        path, engine="netcdf4", format="NETCDF4", unlimited_dims=[DRAW], encoding=encoding
+    )
+
+
+def write_blocks(
+    vfm: VariationalFlowMap,
+    y: Tensor,
+    params: Mapping[str, Tensor],
+    file: netCDF4.Dataset,
+    plan: Plan,
+    seed: int,
+    progress: bool,
+) -> None:
+    """Draw and append all blocks."""
+    (name,) = [k for k, v in file.variables.items() if DRAW in v.dimensions and v.ndim > 1]
+    variable = file[name]
+    variable.set_auto_maskandscale(False)
+    file[DRAW][:] = np.arange(plan.num_draws)
+    count = sum(len(blocks) for _, blocks in plan.blocks())
+    seeds = [seed, *np.random.SeedSequence([seed, 3]).generate_state(count - 1, np.uint64)]
+    bar = tqdm(total=plan.num_draws * plan.num_observations, disable=not progress, desc="sample")
+    with bar, torch.no_grad():
+        for rows, blocks in plan.blocks():
+            seen = {key: value[rows] for key, value in params.items()}
+            law = posterior(vfm, y[rows], seen)
+            for block in blocks:
+                with seeded(int(seeds.pop(0)) % 2**63):
+                    draws = law.sample((block.stop - block.start,))
+                shape = (*draws.shape[:2], *variable.shape[2:])
+                variable[block, rows] = draws.cpu().reshape(shape).numpy()
+                bar.update(draws.shape[0] * draws.shape[1])

@@ -118,5 +118,3 @@ def fingerprint(
 
     first = look()
     return first if look() == first else VARIES
-
-

@@ -19,9 +19,16 @@ from torch import Tensor
 
 from vfm_inverse.files import replacing
 
-__all__ = ["data_hash", "read_part", "write_part"]
+__all__ = ["compare", "data_hash", "read_part", "write_part"]
 
 FORMAT = "vfm_inverse calibration 2"
+FINGERPRINTS = {
+    "posterior_fn_sha256": "another posterior: weights or draws at the same seed are others",
+    "baseline_sha256": "another baseline: its draws at the same seed are others",
+    "quantities_sha256": "other quantities: those of these names have other values",
+}
+"""Settings that say nothing to a reader, and what it means that they differ."""
+
 MARK = b"\nsha256 "
 """Begins the last bytes of a file, before the 64 digits of the sum."""
 
@@ -34,7 +41,7 @@ def write_part(
     Raises:
         OSError: the file cannot be written.
     """
-    header = json.dumps({"format": FORMAT, **settings})
+    header = _text({"format": FORMAT, **settings})
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, header=np.array(header), **arrays)
     content = buffer.getvalue()
@@ -81,6 +88,32 @@ def read_part(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     return arrays, settings
 
 
+def compare(
+    path: str | Path, settings: Mapping[str, Any], expected: Mapping[str, Any], hint: str
+) -> None:
+    """Refuse a file of other settings than the expected ones.
+
+    Args:
+        path: of the file.
+        settings: in it.
+        expected: every one that must be equal.
+        hint: what to do, for the message.
+
+    Raises:
+        ValueError: one of them differs.
+    """
+    for name, value in expected.items():
+        found = settings.get(name)
+        if _text(found) == _text(value):
+            continue
+        if what := FINGERPRINTS.get(name):
+            raise ValueError(f"{path} holds a calibration of {what} ({hint})")
+        raise ValueError(
+            f"{path} holds a calibration with {name} = {_short(found)}; expected {_short(value)} "
+            f"({hint})"
+        )
+
+
 def data_hash(values: Mapping[str, Tensor]) -> str:
     """SHA-256 of tensors by name, 16 digits: other simulations have another one."""
     digest = hashlib.sha256()
@@ -97,3 +130,17 @@ def _sum(content: bytes) -> bytes:
 
 def _why(error: OSError) -> str:
     return error.strerror or str(error)
+
+
+def _text(value: Any) -> str:
+    """JSON, in which a tuple is a list and NaN equals itself."""
+    return json.dumps(value, default=_number)
+
+
+def _number(value: Any) -> Any:
+    return value.item() if getattr(value, "ndim", 1) == 0 else str(value)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

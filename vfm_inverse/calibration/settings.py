@@ -13,17 +13,16 @@ from torch import Tensor
 __all__ = ["check_counts", "check_flags", "check_quantities", "seed_of", "shard_of", "whole"]
 
 
-def whole(value: Any, name: str, least: int, most: int | None = None) -> int:
+def whole(given: Any, name: str, least: int, most: int | None = None) -> int:
     """A whole number in its range; 10.0 is one, True and NaN are none.
 
     Raises:
         TypeError: it is no number.
         ValueError: it is not whole, or out of range.
     """
-    if isinstance(value, Tensor | np.ndarray) and value.ndim == 0:
-        value = value.item()
-    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
-        raise TypeError(f"'{name}' must be a whole number; got {_shown(value)}")
+    value = _number(given)
+    if value is None:
+        raise TypeError(f"'{name}' must be a whole number; got {_shown(given)}")
     if not math.isfinite(value) or value != int(value):
         raise ValueError(f"'{name}' must be a whole number; got {value}")
     if value < least:
@@ -46,13 +45,12 @@ def check_counts(num_simulations: Any, num_draws: Any, alpha: Any) -> tuple[int,
 
 def level_of(alpha: Any) -> float:
     """The probability ``alpha`` of a false alarm, inside (0, 1)."""
-    if isinstance(alpha, Tensor | np.ndarray) and alpha.ndim == 0:
-        alpha = alpha.item()
-    if isinstance(alpha, bool | np.bool_) or not isinstance(alpha, numbers.Real):
+    value = _number(alpha)
+    if value is None:
         raise TypeError(f"'alpha' must be a number between 0 and 1; got {_shown(alpha)}")
-    if not 0 < alpha < 1:
-        raise ValueError(f"'alpha' must lie between 0 and 1; got {alpha}")
-    return float(alpha)
+    if not 0 < value < 1:
+        raise ValueError(f"'alpha' must lie between 0 and 1; got {value}")
+    return float(value)
 
 
 def seed_of(seed: Any) -> int:
@@ -109,6 +107,15 @@ def check_quantities(quantities: Any) -> None:
                 f"'quantities' must map names to functions (x, y, **params); got {name!r}: "
                 f"{type(quantity).__name__}"
             )
+
+
+def _number(value: Any) -> int | float | None:
+    """A Python, NumPy or torch number; None for anything else, truth values included."""
+    if isinstance(value, Tensor | np.ndarray) and value.ndim == 0:
+        value = value.item()
+    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
+        return None
+    return int(value) if isinstance(value, numbers.Integral) else float(value)
 
 
 def _shown(value: Any) -> str:

@@ -65,6 +65,9 @@ def marginals(pool: Tensor, uniforms: Tensor) -> Marginals:
     mean = draws.mean(-1, keepdim=True)
     # Two passes: torch's own variance of adjacent memory is fifty times slower on a CPU.
     deviation = torch.linalg.vector_norm(draws - mean, dim=-1)
+    # The mean of equal numbers is theirs; rounding would have it miss them.
+    same = ordered[:, :1] == ordered[:, -1:]
+    mean, deviation = torch.where(same, truth, mean), deviation.masked_fill(same[:, 0], 0)
 
     # Score and spacings do not change when all move together: centring keeps the sums small.
     ordered = ordered - truth
@@ -78,8 +81,8 @@ def marginals(pool: Tensor, uniforms: Tensor) -> Marginals:
     higher, equal = (torch.empty_like(spacing) for _ in range(2))
     # Comparisons that write numbers: summing booleans is ten times slower on a CPU.
     sparser = torch.gt(spacing, own, out=higher).sum(-1, dtype=torch.float64).long()
-    same = torch.eq(spacing, own, out=equal).sum(-1, dtype=torch.float64).long()
-    place = (uniforms[1] * same).long().clamp(max=same - 1)
+    level = torch.eq(spacing, own, out=equal).sum(-1, dtype=torch.float64).long()
+    place = (uniforms[1] * level).long().clamp(max=level - 1)
     return Marginals(
         rank=rank[:, 0],
         density_rank=sparser + place,

@@ -82,6 +82,7 @@ class Tally:
         climatology: Baseline of the scores, unless :meth:`add` is given one.
         local: Keep the quantities of some draws of every simulation, for the local tests.
         memory: Rough limit in bytes for the working copies of a sort.
+        wide: Compute in double precision, for numbers whose squares leave single precision.
 
     Attributes:
         single: What each simulation left, ``(N, ...)`` by name; NaN or -1 where it has not come.
@@ -102,10 +103,11 @@ class Tally:
         climatology: Climatology | None = None,
         local: bool = False,
         memory: int = 2**30,
+        wide: bool = False,
     ) -> None:
         self.quantities, self.num_draws, self.seed = dict(quantities), num_draws, seed
         self.joint, self.climatology, self.local = joint, climatology, local
-        self.memory = memory
+        self.memory, self.wide = memory, wide
         # At least ten simulations a bin keep the chi-square approximation good.
         self.num_bins = max(2, min(20, num_simulations // 10, num_draws + 1))
         # A stream of ties for every simulation: blocks of any size break them alike.
@@ -121,9 +123,6 @@ class Tally:
             "spread": np.full(num_simulations, np.nan),
             "skill": np.full(num_simulations, np.nan),
         }
-        if local:
-            kept = 1 + min(num_draws, LOCAL_DRAWS)
-            self.single["values"] = np.full((num_simulations, kept, count), np.nan, np.float32)
         self.sums: dict[str, ExactSum] = {}
         every = torch.arange(num_draws + 1)
         inside = [ranks.coverage_weight(every, num_draws, level) for level in LEVELS]
@@ -162,17 +161,20 @@ class Tally:
         Raises:
             ValueError: A value that is not finite.
         """
-        truth, draws = buffer[0], buffer[1:]
-        block, event = truth.shape[0], truth.shape[1:]
+        block, event = buffer.shape[1], buffer.shape[2:]
         rows, count, size = slice(start, start + block), len(self.quantities), event.numel()
         streams = map(torch.Generator().manual_seed, self.tie_seeds[rows])
         # Rows are (quantity or element, rank or density rank).
         uniforms = torch.stack([torch.rand(2, count + size, generator=s) for s in streams], dim=1)
-        uniforms = uniforms.to(truth.device)
+        uniforms = uniforms.to(buffer.device)
         _check_finite(buffer, start)
+        values = evaluate(self.quantities, buffer, y, params)
+        if self.wide:
+            buffer = buffer.double()
+            baseline = None if baseline is None else baseline.double()
+        truth, draws = buffer[0], buffer[1:]
 
         element = self._marginals(buffer.flatten(1).T, uniforms[:, :, count:].flatten(1))
-        values = evaluate(self.quantities, buffer, y, params)
         scalar = self._marginals(values.flatten(1).T, uniforms[:, :, :count].flatten(1))
         single = {
             "ranks": scalar.rank,
@@ -184,11 +186,8 @@ class Tally:
 
         if self.local and y is not None:
             kept = values[: 1 + LOCAL_DRAWS].movedim(0, 1)
-            self.single["values"][rows] = kept.cpu().numpy()
-            features = observation_features(y).cpu().numpy()
-            shape = (len(self.seen), features.shape[1])
-            seen = self.single.setdefault("features", np.full(shape, np.nan, np.float32))
-            seen[rows] = features
+            self._keep("values", rows, kept.cpu().numpy())
+            self._keep("features", rows, observation_features(y).cpu().numpy())
 
         field = Marginals(*(value.reshape(block, *event) for value in element))
         spread = field.variance.double() * (1 + 1 / self.num_draws)
@@ -238,7 +237,7 @@ class Tally:
         if len(twice):
             raise ValueError(f"simulation {twice[0]} is in two of the parts to merge")
         for name, value in other.single.items():
-            self.single[name][other.seen] = value[other.seen]
+            self._keep(name, other.seen, value[other.seen])
         for name, total in other.sums.items():
             if name in self.sums:
                 self.sums[name].add(total.high, total.low)
@@ -259,7 +258,17 @@ class Tally:
         return arrays
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Go on from a :meth:`state` of a tally with the same settings."""
+        """Go on from a :meth:`state` of a tally with the same settings.
+
+        Raises:
+            ValueError: It is of another number of simulations or quantities.
+        """
+        for name, shape in {
+            "seen": self.seen.shape,
+            "single.ranks": self.single["ranks"].shape,
+        }.items():
+            if arrays[name].shape != shape:
+                raise ValueError(f"'{name}' must have shape {shape}; got {arrays[name].shape}")
         self.seen = arrays["seen"].copy()
         for name in (k[len("single.") :] for k in arrays if k.startswith("single.")):
             self.single[name] = arrays[f"single.{name}"].copy()
@@ -270,6 +279,13 @@ class Tally:
             self.joint.restore(
                 {k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)}
             )
+
+    def _keep(self, name: str, rows: slice | np.ndarray, value: np.ndarray) -> None:
+        """Keep ``value`` of some simulations, in its own type."""
+        if name not in self.single:
+            shape = (len(self.seen), *value.shape[1:])
+            self.single[name] = np.full(shape, np.nan, value.dtype)
+        self.single[name][rows] = value
 
     def _marginals(self, pool: Tensor, uniforms: Tensor) -> Marginals:
         """Statistics of every row of ``(num, 1 + num_draws)``, some rows at a time."""

@@ -331,12 +331,15 @@ class Tarp:
     def _lines(self, y: Tensor) -> Tensor:
         """Standardised random linear functions of ``y``: ``(num_references, num_simulations)``."""
         flat = y.detach().reshape(len(y), -1).double().cpu()
+        # A constant says nothing; what rounding leaves of it must not either.
+        flat = flat[:, flat.amax(0) > flat.amin(0)]
         flat = flat - flat.mean(0)
-        flat = flat / flat.std(0).clamp(min=torch.finfo(torch.float64).tiny)
+        flat = flat / flat.std(0)
         stream = torch.Generator().manual_seed(self._seed(5))
         shape = (self.num_references, flat.shape[1])
         along = torch.randn(shape, generator=stream, dtype=torch.float64) @ flat.T
-        return along / along.square().mean(1, keepdim=True).sqrt().clamp(min=1e-12)
+        size = along.square().mean(1, keepdim=True).sqrt()
+        return along / torch.where(size > 0, size, 1.0)
 
     def _references(self, streams: list[torch.Generator], rows: slice, dim: int) -> Tensor:
         """Built-in sets in standardised coordinates: ``(sets, block, dim)``."""

@@ -22,9 +22,10 @@ over the field's own elements say where and how; thousands of dependent elements
 of their own.
 """
 
+from vfm_inverse.calibration.merging import merge
 from vfm_inverse.calibration.observed import posterior_sbc
 from vfm_inverse.calibration.samples import from_draws
-from vfm_inverse.calibration.simulations import calibrate, merge
+from vfm_inverse.calibration.simulations import calibrate
 from vfm_inverse.tally import LEVELS
 
 __all__ = ["LEVELS", "calibrate", "from_draws", "merge", "posterior_sbc"]

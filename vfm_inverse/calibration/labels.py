@@ -11,8 +11,8 @@ import xarray as xr
 
 __all__ = ["MapLabels"]
 
-#: Axes of a field without labels.
-AXES = ("channel", "row", "column")
+#: Axes of space without labels.
+AXES = ("depth", "row", "column")
 
 #: Dimensions that the report uses itself: a field's own of that name is prefixed.
 OWN = {
@@ -53,7 +53,9 @@ class MapLabels:
         shape = tuple(event)
         if len(event) > 1 and event[0] == 1 and (dims is None or len(dims) == len(event) - 1):
             shape = shape[1:]
-        plain = ("component",) if len(event) == 1 else (AXES[0], *AXES[4 - len(event) :])
+        space = len(event) - 1
+        axes = AXES[-space:] if space <= 3 else tuple(f"axis_{i}" for i in range(space))
+        plain = ("component",) if not space else ("channel", *axes)
         names = tuple(dims or plain[-len(shape) :])
         if len(names) != len(shape):
             raise ValueError(f"'dims' must name the axes {shape} of the field; got {names}")

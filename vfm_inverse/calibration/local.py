@@ -17,6 +17,7 @@ import torch
 import xarray as xr
 
 from vfm_inverse.local_tests import null_statistics
+from vfm_inverse.quantities import needs_double
 from vfm_inverse.tally import Tally
 
 __all__ = ["local_map"]
@@ -44,12 +45,12 @@ def local_map(tally: Tally, num_null: int = 99) -> xr.Dataset:
         ValueError: A quantity is not a number, or too few draws.
     """
     values = torch.from_numpy(tally.single["values"][tally.seen])  # (num, draws, quantities)
-    features = torch.from_numpy(tally.single["features"][tally.seen]).to(values)
+    features = torch.from_numpy(tally.single["features"][tally.seen])
     if values.shape[1] < 3:
         raise ValueError(f"'num_draws' must be at least 2 for local tests; got {tally.num_draws}")
     if values.isnan().any():
         raise ValueError("local tests need quantities that are numbers; got NaN")
-    values = _finite(values)
+    values, features = _single(_finite(values), (0, 1)), _single(features, (0,))
     statistic, probability = null_statistics(
         values[:, 1],
         values[:, 0],
@@ -62,7 +63,8 @@ def local_map(tally: Tally, num_null: int = 99) -> xr.Dataset:
     found, null = statistic[0], statistic[1:]
     mean = statistic.mean(1)
     centred = features - features.mean(0)
-    scaled = centred / centred.std(0).clamp(min=1e-12)
+    scale = torch.where(features.amax(0) > features.amin(0), centred.std(0), 0.0)
+    scaled = torch.where(scale > 0, centred / torch.where(scale > 0, scale, 1.0), 0.0)
     axes = np.linalg.svd(scaled.double().numpy(), full_matrices=False)[2][:2]
     place = np.zeros((len(values), 2))
     place[:, : len(axes)] = scaled.double().numpy() @ axes.T
@@ -88,3 +90,14 @@ def _finite(values: torch.Tensor) -> torch.Tensor:
     reach = (high - low).nan_to_num(0.0, 0.0, 0.0) + 1
     low, high = (bound.nan_to_num(0.0, 0.0, 0.0) for bound in (low, high))
     return torch.minimum(torch.maximum(values, low - reach), high + reach)
+
+
+def _single(values: torch.Tensor, dims: tuple[int, ...]) -> torch.Tensor:
+    """Values in single precision for the networks, standardised over ``dims`` in double precision
+    where they come in that, or where their squares would leave single precision."""
+    if values.dtype == torch.float32 and not needs_double(values.flatten(0, len(dims) - 1)):
+        return values
+    scale, centre = torch.std_mean(values.double(), dim=dims)
+    varies = values.amax(dims) > values.amin(dims)
+    scale = torch.where(varies & (scale > 0), scale, 1.0)
+    return ((values.double() - centre) / scale).float()

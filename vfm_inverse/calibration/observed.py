@@ -27,10 +27,18 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from vfm_inverse.calibration.answers import ask, draws_of
 from vfm_inverse.calibration.labels import MapLabels
 from vfm_inverse.calibration.results import make_report
-from vfm_inverse.calibration.simulations import CHUNK, Run, check_counts, new_tally
-from vfm_inverse.quantities import Quantity, default_quantities
+from vfm_inverse.calibration.settings import (
+    check_counts,
+    check_flags,
+    check_quantities,
+    seed_of,
+    whole,
+)
+from vfm_inverse.calibration.simulations import CHUNK, Run, new_tally
+from vfm_inverse.quantities import Quantity, channel_units, default_quantities
 from vfm_inverse.randomness import seeded
 
 if TYPE_CHECKING:
@@ -77,9 +85,19 @@ def posterior_sbc(
         the posterior given ``y`` alone.
 
     Raises:
+        TypeError: A setting, or what ``posterior_fn`` returns, is of another kind.
         ValueError: More than one observation, or noise that does not average.
     """
-    check_counts(num_simulations, num_draws, alpha)
+    num_simulations, num_draws, alpha = check_counts(num_simulations, num_draws, alpha)
+    seed, chunk = seed_of(seed), whole(chunk, "chunk", 1)
+    check_flags(progress=progress)
+    check_quantities(quantities)
+    for name, function in (("posterior_fn", posterior_fn), ("both", both)):
+        if not (callable(function) or (function is None and name == "both")):
+            raise TypeError(
+                f"'{name}' must be a function that returns a posterior; got "
+                f"{type(function).__name__}"
+            )
     y, given = problem.check_observation(y, params)
     if len(y) != 1:
         raise ValueError(f"'y' must hold one observation; got {len(y)}")
@@ -92,8 +110,9 @@ def posterior_sbc(
             "observations"
         )
     with torch.no_grad(), seeded(seed):
-        posterior = posterior_fn(y, **given)
-        x = posterior.sample((num_simulations,))[:, 0]
+        posterior = ask(posterior_fn, "posterior_fn", y, given)
+        shape = torch.Size([num_simulations, 1, *problem.field_shape])
+        x = draws_of(posterior, "posterior_fn", shape, y.new_empty(0, dtype=problem.dtype))[:, 0]
         repeated = {k: v.expand(num_simulations, *v.shape[1:]) for k, v in given.items()}
         new = problem.observe(x, seed=None, **repeated)
     first = y.expand_as(new)
@@ -106,7 +125,8 @@ def posterior_sbc(
         seen, answer = new, _given_first(both, y)
         if problem.likelihood is not None:
             density = problem.log_likelihood  # of the new data; the first are the same for all
-    quantities = quantities or default_quantities(x.shape[1:], density)
+    if quantities is None:
+        quantities = default_quantities(x.shape[1:], density, units=channel_units(x))
     tally = new_tally(quantities, num_draws, x, new, seed=seed)
     run = Run(answer, x, seen, repeated, seed, num_draws, chunk, None, None)
     run.count(tally, {}, progress=progress)

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple, Self
 
-import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
 
+from vfm_inverse.calibration.containers import (
+    aligned,
+    common_type,
+    one_array,
+    ordered,
+    simulations_first,
+    tensor_of,
+)
 from vfm_inverse.calibration.labels import MapLabels
 from vfm_inverse.calibration.results import make_report
-from vfm_inverse.calibration.simulations import CHUNK, check_counts, new_tally
-from vfm_inverse.quantities import Quantity, default_quantities
+from vfm_inverse.calibration.settings import (
+    check_counts,
+    check_flags,
+    check_quantities,
+    seed_of,
+    whole,
+)
+from vfm_inverse.calibration.simulations import CHUNK, new_tally
+from vfm_inverse.quantities import Quantity, channel_units, default_quantities
 
 __all__ = ["from_draws"]
-
-#: Names under which the two first dimensions of a labelled array are found.
-DRAW, SIMULATION = ("draw", "sample"), ("simulation", "observation")
 
 
 def from_draws(
@@ -26,8 +37,8 @@ def from_draws(
     truth: Any,
     *,
     variable: str | None = None,
-    y: Tensor | None = None,
-    params: Mapping[str, Tensor] | None = None,
+    y: Any = None,
+    params: Mapping[str, Any] | None = None,
     quantities: Mapping[str, Quantity] | None = None,
     seed: int = 0,
     alpha: float = 0.05,
@@ -39,17 +50,21 @@ def from_draws(
     """Check anyone's posterior draws against the truths they are meant to cover.
 
     Args:
-        draws: ``(num_draws, num_simulations, *event)``, numpy, torch or ``xarray.DataArray``; an
-            ``xarray.Dataset``, of which one variable is taken; or an object with a group
-            ``posterior``, as ArviZ has it (``InferenceData`` or ``DataTree``). Labelled dimensions
-            are matched by name: ``draw`` (or ``chain`` and ``draw``, joined, or ``sample``) and
+        draws: ``(num_draws, num_simulations, *event)``, of any real type: NumPy, torch,
+            ``xarray.DataArray`` or lists; an ``xarray.Dataset``, of which one variable is taken;
+            or an object with a group ``posterior``, as ArviZ has it (``InferenceData`` or
+            ``DataTree``). Labelled dimensions are matched by name: ``draw`` (or ``chain`` and ``draw``, joined, or ``sample``) and
             ``simulation`` (or ``observation``); the others are the field's. Without a dimension of
             these names the order counts.
-        truth: ``(num_simulations, *event)``, of any of these types but the last.
+        truth: ``(num_simulations, *event)``, of any of these types but the last. Labelled, it is
+            put in the order of the draws, dimensions by name and values by coordinate, which may
+            have gone through single precision; other places and other units are refused. Truth
+            and draws are both rounded to the coarser of their types.
         variable: Name of the variable in a Dataset or a group with more than one.
-        y: Observations ``(num_simulations, *observation)`` for quantities that use them, for the
-            joint coverage and for ``local``.
-        params: Parameters ``(num_simulations, ...)`` of the observations.
+        y: Observations ``(num_simulations, *observation)``, of any of these types, for quantities
+            that use them, for the joint coverage and for ``local``.
+        params: Parameters of the observations by name, each ``(num_simulations, ...)`` or a number
+            for all.
         quantities: Test quantities by name instead of the default ones (without log-likelihood).
         seed: Fixes ties, reference points and classifiers.
         alpha: Probability with which a calibrated posterior may fail.
@@ -63,121 +78,146 @@ def from_draws(
         As :func:`calibrate`.
 
     Raises:
-        TypeError: An argument of another type.
-        ValueError: Shapes or dimensions that do not belong together, too few of either.
+        TypeError: An argument of another type; numbers that are not real.
+        ValueError: Shapes, dimensions, coordinates or units that do not belong together, too few
+            simulations or draws, values that are not finite.
     """
-    draws = _variable(draws, "draws", variable)
-    truth = _variable(truth, "truth", variable)
-    dims: tuple[str, ...] | None = None
-    coords: Mapping[str, Any] | None = None
-    units: str | None = None
-    if isinstance(draws, xr.DataArray):
-        draws = _ordered(draws)
-        if isinstance(truth, xr.DataArray):
-            truth = _like(truth, draws)
-        dims, units = tuple(map(str, draws.dims[2:])), draws.attrs.get("units")
-        coords = {str(name): draws.coords[name] for name in draws.dims[2:] if name in draws.coords}
-    draws, truth = _tensor(draws, "draws"), _tensor(truth, "truth")
-    if draws.ndim < 2 or draws.shape[1:] != truth.shape:
-        raise ValueError(
-            "'truth' must be (num_simulations, *event) and 'draws' (num_draws, num_simulations, "
-            f"*event); got {tuple(truth.shape)} and {tuple(draws.shape)}"
-        )
-    other = (
-        None
-        if baseline is None
-        else _tensor(_variable(baseline, "baseline", variable), "baseline")
-    )
-    if other is not None and other.shape[1:] != truth.shape:
-        raise ValueError(
-            f"'baseline' must be (num, {', '.join(map(str, truth.shape))}); "
-            f"got {tuple(other.shape)}"
-        )
+    seed, level_memory = seed_of(seed), whole(memory, "memory", 1)
+    check_flags(joint=joint, local=local)
+    check_quantities(quantities)
+    draws, truth, other, labels = _together(draws, truth, baseline, variable)
+    num_draws, num, *event = draws.shape
+    num, num_draws, alpha = check_counts(num, num_draws, alpha)
     if local and y is None:
         raise ValueError("'local' needs the observations 'y'")
-    scalar, plane = draws.ndim == 2, dims is not None and len(dims) == 2
-    if scalar or plane:  # a channel of one
-        draws, truth = draws.unsqueeze(2), truth.unsqueeze(1)
-        other = None if other is None else other.unsqueeze(2)
-    num_draws, num, *event = draws.shape
-    check_counts(num, num_draws, alpha)
+    seen_y = None if y is None else _observed(y, "y", num, labels.like).to(draws.device)
+    if seen_y is not None and (bad := int((~seen_y.isfinite()).sum())):
+        raise ValueError(f"'y' must be finite; {bad} of {seen_y.numel()} values are not")
+    if params is not None and not isinstance(params, Mapping):
+        raise TypeError(f"'params' must map names to arrays; got {type(params).__name__}")
+    given = {
+        str(name): _observed(value, str(name), num, labels.like, numbers=True).to(draws.device)
+        for name, value in (params or {}).items()
+    }
+    if quantities is None:
+        quantities = default_quantities(event, units=channel_units(truth))
     tally = new_tally(
-        quantities or default_quantities(event),
+        quantities,
         num_draws,
         truth,
-        y,
+        seen_y,
         seed=seed,
         joint=joint,
         local=local,
         climate=other is None,
-        memory=memory,
+        memory=level_memory,
     )
     size = max(1, CHUNK // (num_draws * truth[0].numel()))
     for start in range(0, num, size):
         rows = slice(start, start + size)
-        seen = {name: value[rows] for name, value in (params or {}).items()}
         tally.add(
             start,
             torch.cat([truth[None, rows], draws[:, rows]]),
-            None if y is None else y[rows],
-            seen,
+            None if seen_y is None else seen_y[rows],
+            {name: value[rows] for name, value in given.items()},
             baseline=None if other is None else other[:, rows],
         )
     named = "the prior: truths of other simulations" if other is None else "the draws given"
-    return make_report(tally, MapLabels.of(event, dims, coords, units), alpha, {"baseline": named})
+    maps = MapLabels.of(event, labels.dims, labels.coords, labels.units)
+    return make_report(tally, maps, alpha, {"baseline": named})
 
 
-def _variable(value: Any, name: str, variable: str | None) -> Any:
-    """One array of whatever holds arrays."""
-    group = getattr(value, "posterior", None)
-    if group is not None and not isinstance(value, xr.Dataset | xr.DataArray | Tensor):
-        value = group.to_dataset() if hasattr(group, "to_dataset") else group
-    if not isinstance(value, xr.Dataset):
-        return value
-    names = [str(key) for key in value.data_vars]
-    if variable is None and len(names) == 1:
-        return value[names[0]]
-    if variable not in names:
+class _Labels(NamedTuple):
+    """What a labelled array says of the field; nothing where there is none."""
+
+    like: xr.DataArray | None = None
+    dims: tuple[str, ...] | None = None
+    coords: Mapping[str, Any] | None = None
+    units: str | None = None
+
+    @classmethod
+    def of(cls, array: xr.DataArray, lead: int) -> Self:
+        dims = tuple(map(str, array.dims[lead:]))
+        coords = {str(d): array.coords[d] for d in array.dims[lead:] if d in array.coords}
+        return cls(array, dims, coords, array.attrs.get("units"))
+
+
+def _together(
+    draws: Any, truth: Any, baseline: Any, variable: str | None
+) -> tuple[Tensor, Tensor, Tensor | None, _Labels]:
+    """Draws ``(num_draws, num, *event)``, truths ``(num, *event)`` and draws of the baseline, in
+    one order and of one type, and the labels of the field."""
+    draws, truth = one_array(draws, "draws", variable), one_array(truth, "truth", variable)
+    other = None if baseline is None else one_array(baseline, "baseline", variable)
+    labels = _Labels()
+    if isinstance(draws, xr.DataArray):
+        draws = ordered(draws)
+        labels = _Labels.of(draws, 2)
+        if isinstance(truth, xr.DataArray) and draws.ndim > 1:
+            if truth.ndim >= draws.ndim:
+                raise ValueError(
+                    f"'truth' must have the dimensions {draws.dims[1:]}; got {truth.dims}"
+                )
+            truth = aligned(truth, draws, draws.dims[1:], "truth", "draws")
+    elif isinstance(truth, xr.DataArray):
+        truth = simulations_first(truth)
+        labels = _Labels.of(truth, 1)
+    if isinstance(other, xr.DataArray):
+        other = ordered(other, "baseline")
+        like = labels.like
+        if like is not None:
+            dims = like.dims[-1 - len(labels.dims or ()) :]
+            other = aligned(other, like, dims, "baseline", "draws")
+    read, true = tensor_of(draws, "draws"), tensor_of(truth, "truth")
+    shapes = read[0].shape, true[0].shape
+    if read[0].ndim < 2 or shapes[0][1:] != shapes[1]:
         raise ValueError(
-            f"'variable' must name one of the variables of '{name}', {names}; got {variable!r}"
+            "'truth' must be (num_simulations, *event) and 'draws' (num_draws, num_simulations, "
+            f"*event); got {tuple(shapes[1])} and {tuple(shapes[0])}"
         )
-    return value[variable]
+    if 0 in shapes[0][2:]:
+        raise ValueError(f"'draws' must be of a field with elements; got {tuple(shapes[0])}")
+    x, x_true = common_type(read, (true[0].to(read[0].device), true[1]))
+    third = None
+    if other is not None:
+        third = tensor_of(other, "baseline")[0].to(x)
+        if third.shape[1:] != x_true.shape:
+            raise ValueError(
+                f"'baseline' must be (num, {', '.join(map(str, x_true.shape))}); "
+                f"got {tuple(third.shape)}"
+            )
+        if len(third) < 2:
+            raise ValueError(f"'baseline' must hold at least 2 draws; got {len(third)}")
+        if bad := int((~third.isfinite()).sum()):
+            raise ValueError(f"'baseline' must be finite; {bad} values are not")
+    scalar, plane = x.ndim == 2, labels.dims is not None and len(labels.dims) == 2
+    if scalar or plane:  # a channel of one
+        x, x_true = x.unsqueeze(2), x_true.unsqueeze(1)
+        third = None if third is None else third.unsqueeze(2)
+    return x, x_true, third, labels
 
 
-def _ordered(draws: xr.DataArray) -> xr.DataArray:
-    """Draws first, simulations second, where the dimensions have these names."""
-    if {"chain", "draw"} <= set(draws.dims):
-        draws = draws.stack(sample=("chain", "draw"), create_index=False)
-        draw: tuple[str, ...] = ("sample",)
-    else:
-        draw = DRAW
-    first = [next((d for d in choice if d in draws.dims), None) for choice in (draw, SIMULATION)]
-    if None not in first:
-        return draws.transpose(*first, ...)
-    if first == [None, None]:
-        return draws
-    known = "'draw', 'chain' and 'draw' or 'sample', and 'simulation' or 'observation'"
-    raise ValueError(f"the dimensions of 'draws' must include {known}; got {draws.dims}")
-
-
-def _like(truth: xr.DataArray, draws: xr.DataArray) -> xr.DataArray:
-    """Truths in the order of the draws, dimensions by name and values by coordinate."""
-    expected = draws.dims[1:]
-    if set(truth.dims) != set(expected):
-        raise ValueError(f"'truth' must have the dimensions {expected}; got {truth.dims}")
-    for dim in expected:
-        if dim in draws.indexes and dim in truth.indexes:
-            if not draws.indexes[dim].equals(truth.indexes[dim]):
-                raise ValueError(f"'truth' and 'draws' must have the same coordinate '{dim}'")
-    return truth.transpose(*expected)
-
-
-def _tensor(value: Any, name: str) -> Tensor:
+def _observed(
+    value: Any, name: str, num: int, like: xr.DataArray | None, numbers: bool = False
+) -> Tensor:
+    """What belongs to each simulation, ``(num, ...)``; with ``numbers``, one may hold for all."""
+    if isinstance(value, xr.Dataset):
+        value = one_array(value, name)
     if isinstance(value, xr.DataArray):
-        value = value.values
-    if not isinstance(value, np.ndarray | Tensor):
-        raise TypeError(
-            f"'{name}' must be a Tensor, numpy array or labelled array; got {type(value).__name__}"
+        value = simulations_first(value)
+        # The simulations of the draws, where both say which they are.
+        if like is not None and value.ndim:
+            dim = next((d for d in like.dims if d in ("simulation", "observation")), None)
+            if dim is not None and value.dims[0] in ("simulation", "observation"):
+                named = value.rename({value.dims[0]: dim}) if value.dims[0] != dim else value
+                value = aligned(named, like.drop_attrs(), [dim], name, "draws")
+                value = value.transpose(dim, ...)
+    tensor = tensor_of(value, name)[0]
+    if numbers and tensor.ndim == 0:
+        tensor = tensor.expand(num)
+    if tensor.ndim == 0 or len(tensor) != num:
+        raise ValueError(
+            f"'{name}' must be (num_simulations, ...) with {num} simulations; "
+            f"got shape {tuple(tensor.shape)}"
         )
-    tensor = torch.as_tensor(value)
-    return tensor if tensor.is_floating_point() else tensor.double()
+    return tensor

@@ -9,6 +9,7 @@ by however many processes.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +22,25 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vfm_inverse.baselines import MEMBERS, Climatology
+from vfm_inverse.calibration.answers import VARIES, ask, draws_of, fingerprint, log_score
 from vfm_inverse.calibration.labels import MapLabels
-from vfm_inverse.calibration.parts import data_hash, read_part, write_part
+from vfm_inverse.calibration.parts import compare, data_hash, read_part, write_part
 from vfm_inverse.calibration.results import make_report
-from vfm_inverse.quantities import Quantity, default_quantities
+from vfm_inverse.calibration.settings import (
+    check_counts,
+    check_flags,
+    check_quantities,
+    seed_of,
+    shard_of,
+    whole,
+)
+from vfm_inverse.quantities import (
+    Quantity,
+    channel_units,
+    default_quantities,
+    evaluate,
+    needs_double,
+)
 from vfm_inverse.randomness import seeded
 from vfm_inverse.tally import Tally
 from vfm_inverse.tarp import Tarp
@@ -32,7 +48,7 @@ from vfm_inverse.tarp import Tarp
 if TYPE_CHECKING:
     from vfm_inverse.problem import InverseProblem
 
-__all__ = ["calibrate", "check_counts", "merge", "new_tally"]
+__all__ = ["CHUNK", "Run", "baseline_name", "calibrate", "new_tally", "report_of"]
 
 #: Numbers that one call of ``sample`` asks for unless told otherwise: 256 fields of 64 x 64.
 CHUNK = 2**20
@@ -88,8 +104,10 @@ def calibrate(
         chunk: Numbers that one call of ``sample`` asks for; larger ones suit a GPU.
         memory: Rough limit in bytes for the working copies of a sort. One unit's draws,
             ``chunk`` numbers or one observation's ``num_draws`` fields, are always held at once.
-        path: File that what was counted is written to, every half minute and at the end.
-        resume: Go on from ``path`` where it exists; otherwise begin again.
+        path: File that what was counted is written to, every half minute and at the end. It
+            knows its settings, simulations, quantities and posterior by fingerprint.
+        resume: Go on from ``path`` where it exists; otherwise begin again. A finished file gives
+            its report at the cost of a few draws, which tell whether it is of this posterior.
         shard: ``(index, count)``, to work on each ``count``-th unit from ``index`` on; the report
             is of these alone. :func:`merge` makes one report of all parts' files.
         provenance: Attributes to add to the report.
@@ -101,16 +119,33 @@ def calibrate(
         ``attrs["verdict"]``, ``"pass"`` or ``"fail"``, and ``attrs["reason"]``.
 
     Raises:
+        TypeError: A setting, or what ``posterior_fn`` returns, is of another kind.
         ValueError: Too few simulations or draws, no posterior, draws of another shape, NaN, a file
-            of other settings.
+            of other settings or of another posterior.
+        OSError: ``path`` cannot be written.
     """
-    check_counts(num_simulations, num_draws, alpha)
-    base = int(torch.randint(2**31, ())) if seed is None else seed
+    num_simulations, num_draws, alpha = check_counts(num_simulations, num_draws, alpha)
+    chunk, memory = whole(chunk, "chunk", 1), whole(memory, "memory", 1)
+    shard = shard_of(shard)
+    check_flags(joint=joint, local=local, resume=resume, progress=progress)
+    check_quantities(quantities)
+    for name, function in (("posterior_fn", posterior_fn), ("baseline", baseline)):
+        if not (callable(function) or (function is None and name == "baseline")):
+            raise TypeError(
+                f"'{name}' must be a function (y, **params) -> posterior; got "
+                f"{type(function).__name__}"
+            )
+    held = read_part(path) if path is not None and resume and Path(path).exists() else None
+    if seed is None:
+        base = int(torch.randint(2**31, ())) if held is None else held[1]["seed"]
+    else:
+        base = seed_of(seed)
     x, y, params = problem.simulate(num_simulations, split=split, seed=base)
     if quantities is None:
         density = None if problem.likelihood is None else problem.log_likelihood
-        quantities = default_quantities(x.shape[1:], density)
+        quantities = default_quantities(x.shape[1:], density, units=channel_units(x))
     run = Run(posterior_fn, x, y, params, base, num_draws, chunk, baseline, problem.log_prior)
+    run.check_shard(shard)
     tally = new_tally(
         quantities,
         num_draws,
@@ -122,7 +157,7 @@ def calibrate(
         climate=baseline is None,
         memory=memory,
     )
-    settings = {
+    settings: dict[str, Any] = {
         "seed": base,
         "num_simulations": num_simulations,
         "num_draws": num_draws,
@@ -131,54 +166,18 @@ def calibrate(
         "quantities": list(quantities),
         "event": list(x.shape[1:]),
         "data": data_hash({"x": x, "y": y, **{f"param {k}": v for k, v in params.items()}}),
-        "joint": joint,
-        "local": local,
-        "baseline": _name(baseline),
+        "joint": bool(joint),
+        "local": bool(local),
+        "baseline": baseline_name(baseline),
         "provenance": dict(provenance or {}),
     }
-    run.count(tally, settings, shard=shard, path=path, resume=resume, progress=progress)
+    if path is not None:
+        settings |= run.identity(quantities)
+    if held is not None:
+        _explain(held[1], settings, problem, x)
+    run.count(tally, settings, shard=shard, path=path, held=held, progress=progress)
     labels = MapLabels.of(x.shape[1:], problem.dims, problem.coords, problem.units)
-    return _finish(tally, labels, alpha, settings)
-
-
-def merge(
-    paths: Sequence[str | Path], problem: InverseProblem | None = None, *, alpha: float = 0.05
-) -> xr.Dataset:
-    """One report of the parts that :func:`calibrate` with ``shard`` wrote.
-
-    Args:
-        paths: Files of all parts, in any order.
-        problem: gives the maps its labels; plain ones where missing.
-        alpha: Probability with which a calibrated posterior may fail.
-
-    Returns:
-        The report of one run over all simulations of the parts, bit for bit.
-
-    Raises:
-        ValueError: No part, parts of different settings, a simulation in two parts.
-    """
-    if not paths:
-        raise ValueError("'paths' must name at least one file")
-    whole: Tally | None = None
-    first: dict[str, Any] = {}
-    for path in paths:
-        arrays, settings = read_part(path)
-        settings.pop("shard")
-        first = first or settings
-        _compare(path, settings, first)
-        # Quantities are evaluated by then: their names are enough.
-        absent: dict[str, Quantity] = dict.fromkeys(settings["quantities"], _absent)
-        num, num_draws, seed = (settings[k] for k in ("num_simulations", "num_draws", "seed"))
-        tarp = Tarp(num_draws, num, seed=seed) if settings["joint"] else None
-        part = Tally(absent, num_draws, num, seed, joint=tarp, local=settings["local"])
-        part.restore(arrays)
-        if whole is None:
-            whole = part
-        else:
-            whole.merge(part)
-    assert whole is not None
-    given = () if problem is None else (problem.dims, problem.coords, problem.units)
-    return _finish(whole, MapLabels.of(first["event"], *given), alpha, first)
+    return report_of(tally, labels, alpha, settings)
 
 
 @dataclass(frozen=True)
@@ -200,6 +199,39 @@ class Run:
         size = max(1, self.chunk // (self.num_draws * self.x[0].numel()))
         return [slice(i, min(i + size, len(self.x))) for i in range(0, len(self.x), size)]
 
+    def check_shard(self, shard: tuple[int, int]) -> None:
+        """Refuse a part without two simulations, of which a report needs as many."""
+        index, parts = shard
+        mine = self.units()[index::parts]
+        if (num := sum(rows.stop - rows.start for rows in mine)) < 2:
+            raise ValueError(
+                f"'shard' {shard} would hold {num} of {len(self.x)} simulations, and a report "
+                f"needs 2: take fewer parts than the {len(self.units())} units, or a smaller 'chunk'"
+            )
+
+    def identity(self, quantities: Mapping[str, Quantity]) -> dict[str, str]:
+        """Fingerprints of posterior, baseline and quantities."""
+        seed = int(np.random.SeedSequence([self.seed, 8]).generate_state(1)[0])
+        found = {}
+        for name, function in (("posterior_fn", self.posterior_fn), ("baseline", self.baseline)):
+            if function is not None:
+                data = (self.x, self.y, self.params)
+                mark = fingerprint(function, name, *data, seed=seed, chunk=self.chunk)
+                found[f"{name}_sha256"] = mark
+                if mark == VARIES:
+                    warnings.warn(
+                        f"draws of '{name}' do not follow the seed (equal seeds give others): a "
+                        "file cannot tell this posterior from another one, and the report cannot "
+                        "be had again; torch's and NumPy's global generators do follow it",
+                        stacklevel=3,
+                    )
+        # Values of a few truths, as if they were draws of one another.
+        few = torch.stack([self.x[:4], self.x[:4].flip(0)])
+        params = {name: value[:4] for name, value in self.params.items()}
+        with torch.no_grad(), seeded(seed):
+            values = evaluate(quantities, few, self.y[:4], params)
+        return {**found, "quantities_sha256": data_hash({"values": values})}
+
     def count(
         self,
         tally: Tally,
@@ -207,40 +239,45 @@ class Run:
         *,
         shard: tuple[int, int] = (0, 1),
         path: str | Path | None = None,
-        resume: bool = True,
+        held: tuple[Mapping[str, np.ndarray], Mapping[str, Any]] | None = None,
         progress: bool = False,
     ) -> None:
-        """Let ``tally`` count the units of a shard that it has not seen."""
+        """Let ``tally`` count the units of a shard that it has not seen.
+
+        Args:
+            tally: of all simulations.
+            settings: what a file must have been made with to be gone on with.
+            shard: index and number of parts.
+            path: file to keep what was counted in.
+            held: arrays and settings of the file that is there, to go on from.
+            progress: show a progress bar.
+        """
         index, parts = shard
-        if not 0 <= index < parts:
-            raise ValueError(
-                f"'shard' must be (index, count) with 0 <= index < count; got {shard}"
-            )
-        if self.chunk < 1:
-            raise ValueError(f"'chunk' must be at least 1; got {self.chunk}")
         settings = {**settings, "shard": list(shard)}
-        if path is not None and resume and Path(path).is_file():
-            arrays, stored = read_part(path)
-            _compare(path, stored, settings)
+        if held is not None and path is not None:
+            arrays, stored = held
+            compare(path, stored, settings, "resume=False begins again")
             tally.restore(arrays)
+        elif path is not None:
+            # Before the work: a place that cannot be written to is known now, not at its end.
+            write_part(path, tally.state(), settings)
         units = self.units()
         seeds = np.random.SeedSequence([self.seed, 2]).generate_state(2 * len(units)).tolist()
-        mine = [number for number in range(len(units)) if number % parts == index]
+        mine = range(index, len(units), parts)
+        left = [number for number in mine if not tally.seen[units[number]].all()]
         total = sum(units[n].stop - units[n].start for n in mine)
         bar = tqdm(total=total, desc="calibrate", unit="obs", disable=not progress)
         saved = time.monotonic()
         with torch.no_grad(), bar:
             bar.update(tally.done)
-            for number in mine:
+            for number in left:
                 rows = units[number]
-                if tally.seen[rows].all():
-                    continue
                 self._unit(tally, rows, seeds[2 * number : 2 * number + 2])
                 bar.update(rows.stop - rows.start)
                 if path is not None and time.monotonic() - saved >= SAVE_SECONDS:
                     write_part(path, tally.state(), settings)
                     saved = time.monotonic()
-        if path is not None:
+        if path is not None and left:
             write_part(path, tally.state(), settings)
 
     def _unit(self, tally: Tally, rows: slice, seeds: Sequence[int]) -> None:
@@ -249,38 +286,28 @@ class Run:
         buffer = x.new_empty(1 + self.num_draws, *x.shape)
         buffer[0] = x
         with seeded(seeds[0]):
-            posterior = _posterior(self.posterior_fn, "posterior_fn", y, seen)
+            posterior = ask(self.posterior_fn, "posterior_fn", y, seen)
             for part in buffer[1:].split(max(1, self.chunk // x.numel())):
-                part.copy_(_draws(posterior, "posterior_fn", part.shape))
-            log_score = _log_score(posterior, x)
+                part.copy_(draws_of(posterior, "posterior_fn", part.shape, x))
+            log_density = log_score(posterior, x)
         other, other_log = None, None
         if self.baseline is not None:
             with seeded(seeds[1]):
-                reference = _posterior(self.baseline, "baseline", y, seen)
+                reference = ask(self.baseline, "baseline", y, seen)
                 shape = torch.Size([min(self.num_draws, MEMBERS), *x.shape])
-                other = _draws(reference, "baseline", shape)
-                other_log = _log_score(reference, x)
-        elif self.log_prior is not None and log_score is not None:
+                other = draws_of(reference, "baseline", shape, x)
+                other_log = log_score(reference, x)
+        elif self.log_prior is not None and log_density is not None:
             other_log = -self.log_prior(x)
         tally.add(
             rows.start,
             buffer,
             y,
             seen,
-            log_score=log_score,
+            log_score=log_density,
             baseline=other,
             baseline_log_score=other_log,
         )
-
-
-def check_counts(num_simulations: int, num_draws: int, alpha: float) -> None:
-    """Refuse numbers below their least values."""
-    if num_simulations < 2:
-        raise ValueError(f"'num_simulations' must be at least 2; got {num_simulations}")
-    if num_draws < 2:
-        raise ValueError(f"'num_draws' must be at least 2; got {num_draws}")
-    if not 0 < alpha < 1:
-        raise ValueError(f"'alpha' must lie between 0 and 1; got {alpha}")
 
 
 def new_tally(
@@ -296,70 +323,50 @@ def new_tally(
     memory: int = 2**30,
 ) -> Tally:
     """An empty tally for truths ``(num, *event)`` and their observations, with the other truths as
-    baseline where ``climate``."""
+    baseline where ``climate`` and where two others are left."""
+    # Of the truths alone: the same in every part of a run.
+    wide = needs_double(truth)
+    climate = climate and len(truth) > 2
     return Tally(
         quantities,
         num_draws,
         len(truth),
         seed,
         joint=Tarp(num_draws, len(truth), y=y, seed=seed) if joint else None,
-        climatology=Climatology(truth) if climate else None,
+        climatology=Climatology(truth.double() if wide else truth) if climate else None,
         local=local,
         memory=memory,
+        wide=wide,
     )
 
 
-def _finish(
+def report_of(
     tally: Tally, labels: MapLabels, alpha: float, settings: Mapping[str, Any]
 ) -> xr.Dataset:
+    """The report of what was counted with these settings."""
     attrs = {name: settings[name] for name in ("split", "chunk", "baseline")}
     return make_report(tally, labels, alpha, {**attrs, **settings["provenance"]})
 
 
-def _name(baseline: Callable[..., Any] | None) -> str:
+def baseline_name(baseline: Callable[..., Any] | None) -> str:
+    """What a baseline is called in reports."""
     if baseline is None:
         return "the prior: truths of other simulations"
     return str(getattr(baseline, "__qualname__", type(baseline).__name__))
 
 
-def _posterior(
-    function: Callable[..., Any], name: str, y: Tensor, seen: Mapping[str, Tensor]
-) -> Any:
-    posterior = function(y, **seen)
-    if posterior is None:
-        raise ValueError(f"'{name}' must return a posterior; got None")
-    return posterior
-
-
-def _draws(posterior: Any, name: str, shape: torch.Size) -> Tensor:
-    draws: Tensor = posterior.sample((shape[0],))
-    if draws.shape != shape:
+def _explain(
+    stored: Mapping[str, Any], settings: Mapping[str, Any], problem: InverseProblem, x: Tensor
+) -> None:
+    """Say so where a file has other simulations because the simulator does not follow the seed."""
+    same = all(stored.get(k) == settings[k] for k in ("seed", "split", "num_simulations"))
+    if not same or stored.get("data") == settings["data"]:
+        return
+    few = {"num": len(x), "split": settings["split"], "seed": settings["seed"]}
+    again = [problem.simulate(**few) for _ in range(2)]
+    if len({data_hash({"x": x, "y": y, **params}) for x, y, params in again}) > 1:
         raise ValueError(
-            f"'{name}' must give draws of shape {tuple(shape)}; got {tuple(draws.shape)}"
+            "the calibration cannot go on: the simulator does not follow the seed (equal seeds "
+            "give other observations). Draw its noise from torch's or NumPy's global generator, "
+            "or record the problem (resume=False begins again)"
         )
-    return draws
-
-
-def _log_score(posterior: Any, x: Tensor) -> Tensor | None:
-    """Minus the log density of the truths; None where the posterior has none."""
-    log_prob = getattr(posterior, "log_prob", None)
-    if log_prob is None:
-        return None
-    try:
-        value: Tensor = -log_prob(x)
-    except NotImplementedError:
-        return None
-    return value if value.shape == x.shape[:1] else None
-
-
-def _compare(path: str | Path, settings: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    for name, value in expected.items():
-        if settings.get(name) != value:
-            raise ValueError(
-                f"{path} holds a calibration with {name} = {settings.get(name)!r}; expected "
-                f"{value!r} (resume=False begins again)"
-            )
-
-
-def _absent(x: Tensor, y: Tensor | None = None, **params: Tensor) -> Tensor:
-    raise NotImplementedError("a merged tally knows the names of its quantities alone")

@@ -37,7 +37,8 @@ from torch import Tensor
 
 from vfm_inverse.gaussian import ContractedNormal
 from vfm_inverse.likelihood import Likelihood
-from vfm_inverse.whitening import FittedBuffers, Whitening
+from vfm_inverse.scaling import FittedBuffers, over
+from vfm_inverse.whitening import Whitening
 
 __all__ = [
     "FixedOperatorStart",

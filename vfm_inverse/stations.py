@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from vfm_inverse.gaussian import ContractedNormal
 from vfm_inverse.networks import fresh_mlp
-from vfm_inverse.whitening import FittedBuffers
+from vfm_inverse.scaling import FittedBuffers, center_and_spread, over
 
 __all__ = [
     "EncodedContext",

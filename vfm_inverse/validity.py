@@ -42,7 +42,7 @@ from torch import Tensor
 
 from vfm_inverse.randomness import seeded
 from vfm_inverse.stations import is_table, row_columns, summary
-from vfm_inverse.whitening import FittedBuffers
+from vfm_inverse.scaling import FittedBuffers, center_and_spread, over
 
 __all__ = ["FALSE_ALARM", "ValidRange"]
 

@@ -105,11 +105,17 @@ def build(
         raise ValueError(f"'network' must be 'auto', 'mlp' or 'u-net'; got {network!r}")
     if network == "auto":
         large = len(problem.field_shape) > 1 and problem.field_shape.numel() > SMALL_FIELD
+        large = large and inner_shape(problem) == tuple(problem.field_shape)
         network = "u-net" if large else "mlp"
     if network == "u-net" and len(problem.field_shape) == 1:
         raise ValueError(
             "'network' must be 'mlp' for vectors; got a field of shape "
             f"{tuple(problem.field_shape)}"
+        )
+    if network == "u-net" and inner_shape(problem) != tuple(problem.field_shape):
+        raise ValueError(
+            "'network' must be 'mlp' for a prior whose values without bounds have another shape, "
+            f"{inner_shape(problem)}, than its fields, {tuple(problem.field_shape)}; got 'u-net'"
         )
     if not gaussian_start:
         whitening = "identity" if whitening == "auto" else whitening
@@ -120,7 +126,7 @@ def build(
             free = x if problem.transform is None else problem.transform.inv(x)
             whitening = fit_whitening(free, whitening, problem.prior_moments())
         whitening = whitening.to(x)
-        whitening.transform = problem.transform
+        whitening.transform, whitening.support = problem.transform, problem.support
         start = None
         if gaussian_start:
             start = fit_start(problem, whitening, (x, y, params), max_rank).to(x)
@@ -162,8 +168,8 @@ def rebuild(
             raise ValueError(
                 "this map has a whitening of your own; pass one of its kind as 'whitening'"
             )
-        whitening = WHITENINGS[config["whitening"]](tuple(problem.field_shape))
-    whitening.transform = problem.transform
+        whitening = WHITENINGS[config["whitening"]](inner_shape(problem))
+    whitening.transform, whitening.support = problem.transform, problem.support
     with seeded(0):
         _, _, params = problem.simulate(2)
         start = build_start(problem, whitening, params) if config["gaussian_start"] else None
@@ -223,6 +229,12 @@ def assemble(
             "problem": {"name": problem.name, "kwargs": problem.kwargs},
         },
     ).to(problem.device, problem.dtype)
+
+
+def inner_shape(problem: InverseProblem) -> tuple[int, ...]:
+    """Shape of a field's values without bounds, where the map works."""
+    shape = problem.field_shape
+    return tuple(shape if problem.transform is None else problem.transform.inverse_shape(shape))
 
 
 def describe(

@@ -20,9 +20,12 @@ from torch import Tensor, nn
 from vfm_inverse.gaussian import ContractedNormal
 from vfm_inverse.networks import fresh_mlp
 from vfm_inverse.stations import TableScale, row_columns
-from vfm_inverse.whitening import FittedBuffers
+from vfm_inverse.scaling import FittedBuffers, center_and_spread, over
 
 __all__ = ["FieldEncoder", "FieldFeatures", "VectorEncoder", "VectorFeatures"]
+
+ROUNDINGS = 8
+"""A feature that varies by no more than this many roundings is a constant: it stays 0."""
 
 
 def flatten(y: Tensor, params: Mapping[str, Tensor]) -> Tensor:
@@ -52,13 +55,13 @@ class VectorFeatures(FittedBuffers):
     ) -> None:
         """Fit centre and spread on simulations."""
         raw = flatten(y, params)
-        self.center, self.spread = raw.mean(0), raw.std(0).clamp_min(1e-6)
+        self.center, self.spread = center_and_spread(raw, ROUNDINGS)
 
     def forward(
         self, y: Tensor, params: Mapping[str, Tensor], start: ContractedNormal | None
     ) -> Tensor:
         """Standardised features of observations ``(n, *obs)``."""
-        return (flatten(y, params) - self.center) / self.spread
+        return over(flatten(y, params) - self.center, self.spread)
 
 
 class FieldFeatures(FittedBuffers):
@@ -78,9 +81,12 @@ class FieldFeatures(FittedBuffers):
         flat: return ``(n, channels * prod(spatial))``, for networks on vectors.
     """
 
+    LATER = ("level",)
     center: Tensor
     spread: Tensor
+    level: Tensor
     _adjoint: Callable[..., Tensor]
+    _noise: Tensor | None
 
     def __init__(
         self,
@@ -96,6 +102,9 @@ class FieldFeatures(FittedBuffers):
         # Not registered: the physics belongs to the problem and is neither trained nor stored
         # here.
         object.__setattr__(self, "_adjoint", getattr(physics, "A_adjoint", None))
+        noise = getattr(getattr(physics, "noise_model", None), "sigma", None)
+        stored = noise.detach().clone() if isinstance(noise, Tensor) else None
+        object.__setattr__(self, "_noise", stored)
         self.lift = self._adjoint is not None
         self.is_field = tuple(observation_shape[1:]) == tuple(event_shape[1:])
         self.with_start, self.flat = with_start, flat
@@ -126,15 +135,17 @@ class FieldFeatures(FittedBuffers):
         self.size = channels * (math.prod(event_shape[1:]) if flat else 1)
         self.register_buffer("center", torch.zeros(channels))
         self.register_buffer("spread", torch.ones(channels))
+        self.register_buffer("level", torch.ones(()))
 
     def fit(self, y: Tensor, params: Mapping[str, Tensor], start: ContractedNormal | None) -> None:
         """Fit centre and spread on simulations."""
         if self.table is not None:
-            self.table.fit(y, params)
+            self.table.fit(y, params, self._adjoint)
+        elif self.lift and not self.is_field:
+            self.level = self._levels(y, params)
         raw = self._raw(y, params, start).movedim(1, -1).flatten(0, -2)
-        self.center = raw.mean(0)
         # A channel that never varies (a fixed noise level) stays a constant zero.
-        self.spread = torch.where(raw.std(0) > 1e-6, raw.std(0), 1.0)
+        self.center, self.spread = center_and_spread(raw, ROUNDINGS)
 
     def forward(
         self, y: Tensor, params: Mapping[str, Tensor], start: ContractedNormal | None
@@ -142,8 +153,19 @@ class FieldFeatures(FittedBuffers):
         """Standardised features of observations ``(n, *obs)``."""
         shape = (-1, *[1] * (len(self.event_shape) - 1))
         raw = self._raw(y, params, start)
-        channels = (raw - self.center.view(shape)) / self.spread.view(shape)
+        channels = over(raw - self.center.view(shape), self.spread.view(shape))
         return channels.flatten(1) if self.flat else channels
+
+    def _levels(self, y: Tensor, params: Mapping[str, Tensor]) -> Tensor:
+        """Size of each datum, ``(*obs)`` or ``(1, ...)``: its noise where that is stated by datum,
+        and otherwise the spread of all data."""
+        stated = params.get("sigma", self._noise)
+        if stated is not None and stated.numel() > 1 and stated.shape[-y.dim() + 1 :] == y.shape[1:]:
+            sigma = stated.to(y).expand_as(y)
+            largest = sigma.amax(0)
+            return largest * over(sigma, largest).square().mean(0).sqrt()
+        _, spread = center_and_spread(y.reshape(-1))
+        return torch.where(spread > 0, spread, 1.0)
 
     def _is_plane(self, shape: tuple[int, ...]) -> bool:
         return tuple(shape[1:]) == tuple(self.event_shape[1:])
@@ -164,7 +186,8 @@ class FieldFeatures(FittedBuffers):
         elif self.is_field:
             channels.append(y)
         elif self.lift:
-            channels.append(self._adjoint(y, **params))
+            # Twice: once for the datum and once for its row of the operator.
+            channels.append(self._adjoint(y / self.level / self.level, **params))
         for name in self._shared:
             value = params[name]
             if self._is_plane(value.shape[1:]):

@@ -24,8 +24,9 @@ from vfm_inverse.operator_start import (
     SharedBasis,
     TruncatedOperatorStart,
     VaryingOperatorStart,
-    noise_variance,
+    noise_level,
 )
+from vfm_inverse.scaling import center_and_spread, over
 from vfm_inverse.whitening import Whitening
 
 if TYPE_CHECKING:
@@ -38,20 +39,22 @@ class RegressionStart(SharedBasis):
     """Linear regression of the whitened field on the observation, fitted on simulations."""
 
     FITTED = ("center", "gain", "basis", "scale")
+    LATER = ("spread",)
     center: Tensor
+    spread: Tensor
     gain: Tensor
     scale: Tensor
 
     def fit(self, xi: Tensor, y: Tensor, max_rank: int) -> None:
         """Fit on pairs ``xi (n, d)``, ``y (n, *obs)``."""
         num, like = xi.shape[0], xi
-        data = y.flatten(1).double()
-        self.center = data.mean(0).to(like)
-        deviation = (data - data.mean(0)) / num**0.5
-        std = deviation.square().sum(0).sqrt().clamp_min(1e-12)
-        left, singular, right = torch.linalg.svd(deviation / std, full_matrices=False)
+        data = y.flatten(1)
+        self.center, self.spread = center_and_spread(data)
+        size = int((self.spread > 0).sum())  # data that vary
+        deviation = over(data - self.center, self.spread).double() / num**0.5
+        left, singular, right = torch.linalg.svd(deviation, full_matrices=False)
         # Ridge at the size of the sampling error of a correlation.
-        filtered = singular / (singular.square() + data.shape[1] / num)
+        filtered = singular / (singular.square() + max(size, 1) / num)
         xi = (xi - xi.mean(0)).double() / num**0.5
         cross = xi.T @ left  # d x m: xi against the whitened data
         directions, strength, mixing = torch.linalg.svd(cross, full_matrices=False)
@@ -59,7 +62,7 @@ class RegressionStart(SharedBasis):
         # more than one. Chance alone explains a fraction m/n.
         along = xi @ directions
         variance = along.square().sum(0)
-        chance = min(data.shape[1] / num, 0.5)
+        chance = min(size / num, 0.5)
         explained = (strength.square() / variance - chance) / (1 - chance)
         keep = explained > 0
         keep[max_rank:] = False
@@ -72,11 +75,11 @@ class RegressionStart(SharedBasis):
         left_over = (along[:, keep] - (left * shrunk) @ to_basis.T).square().sum(0)
         fresh = left_over / (1 - shrunk.sum() / num) ** 2
         self.scale = fresh.clamp(1e-6, 1).sqrt().to(like)
-        self.gain = (((to_basis * filtered) @ right) / std).to(like)
+        self.gain = ((to_basis * filtered) @ right).to(like)
 
     def forward(self, y: Tensor, params: Mapping[str, Tensor]) -> ContractedNormal:
         """The Gaussian posterior of observations ``(n, *obs)``."""
-        coefficients = (y.flatten(1) - self.center) @ self.gain.T
+        coefficients = over(y.flatten(1) - self.center, self.spread) @ self.gain.T
         return ContractedNormal(
             coefficients @ self.basis.T,
             self.basis,
@@ -107,7 +110,7 @@ def build_start(
         return RegressionStart()
     if likelihood.noise_scale(**params) is None:
         return RegressionStart()
-    per_datum = noise_variance(likelihood, params, torch.empty(())).shape[1] > 1
+    per_datum = noise_level(likelihood, params, torch.empty(())).shape[1] > 1
     if per_datum or operator_params(physics, params):
         num_data = problem.observation_shape.numel()
         if num_data > GRAM_LIMIT:

@@ -28,19 +28,18 @@ class TimeFeatures(nn.Module):
     is noise.
     """
 
-    frequencies: Tensor
+    octaves: Tensor
 
     def __init__(self, num: int = 4) -> None:
         super().__init__()
-        self.register_buffer(
-            "frequencies", math.pi * 2.0 ** torch.arange(-1, num - 1), persistent=False
-        )
+        # Exact in every type; pi times them is not.
+        self.register_buffer("octaves", 2.0 ** torch.arange(-1, num - 1), persistent=False)
         self.size = 4 * num + 2
 
     def forward(self, s: Tensor, t: Tensor) -> Tensor:
         """Features of the times ``s, t (n,)``."""
         times = torch.stack([s, t - s], -1)
-        angles = (times.unsqueeze(-1) * self.frequencies).flatten(-2)
+        angles = ((math.pi * times).unsqueeze(-1) * self.octaves).flatten(-2)
         return torch.cat([times, angles.sin(), angles.cos()], -1)
 
 

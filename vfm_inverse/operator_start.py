@@ -37,7 +37,8 @@ from torch import Tensor
 
 from vfm_inverse.gaussian import ContractedNormal
 from vfm_inverse.likelihood import Likelihood
-from vfm_inverse.whitening import FittedBuffers, Whitening
+from vfm_inverse.scaling import FittedBuffers
+from vfm_inverse.whitening import Whitening
 
 __all__ = [
     "FixedOperatorStart",
@@ -47,7 +48,7 @@ __all__ = [
     "TruncatedOperatorStart",
     "VaryingOperatorStart",
     "apply",
-    "noise_variance",
+    "noise_level",
 ]
 
 CHUNK = 256
@@ -63,6 +64,9 @@ MEAN_TOLERANCE, MEAN_STEPS = 1e-2, 100
 """Square of the mean's error, over the whole field and in posterior standard deviations, at which
 conjugate gradients stop; and the most steps they take."""
 
+RESOLVED = 8
+"""Roundings of the strongest singular value below which a direction is none."""
+
 
 class GaussianStart(FittedBuffers, ABC):
     """``forward(y, params)``: the Gaussian approximation of ``p(xi | y)``, in whitened
@@ -74,6 +78,8 @@ class GaussianStart(FittedBuffers, ABC):
         super().__init__()
         for name in self.FITTED:
             self.register_buffer(name, torch.empty(0))
+        for name in self.LATER:
+            self.register_buffer(name, torch.ones(()))
 
     @property
     @abstractmethod
@@ -131,32 +137,33 @@ class FixedOperatorStart(LinearStart, SharedBasis):
         """Take the singular value decomposition of ``B``; ``params`` may hold noise levels
         only."""
         whitening = self._whitening
-        identity = torch.eye(whitening.dim, device=whitening.mean.device)
+        like = whitening.mean
+        identity = torch.eye(whitening.dim, dtype=like.dtype, device=like.device)
         one = {name: value[:1] for name, value in params.items()}
         columns = torch.cat(
             [apply(self._physics, whitening.color(c), one) for c in identity.split(CHUNK)]
         )
         left, singular, right = torch.linalg.svd(columns.T.double(), full_matrices=False)
-        # A direction that moves no datum by a millionth of what the strongest moves it is
-        # uninformed.
-        informed = singular > 1e-6 * singular[0]
-        self.left, self.basis = (
-            left[:, informed].to(whitening.mean),
-            right[informed].T.contiguous().to(whitening.mean),
-        )
-        self.singular = singular[informed].to(whitening.mean)
-        mean = whitening.unwhiten(torch.zeros_like(whitening.mean))
+        # What moves the data by less, against the strongest, than rounding does (in single
+        # precision a millionth) is uninformed.
+        informed = singular > RESOLVED * torch.finfo(like.dtype).eps * singular[0]
+        self.left, self.basis = left[:, informed].to(like), right[informed].T.contiguous().to(like)
+        self.singular = singular[informed].to(like)
+        mean = whitening.unwhiten(torch.zeros_like(like))
         self.offset = apply(self._physics, mean[None], one)[0]
 
     def forward(self, y: Tensor, params: Mapping[str, Tensor]) -> ContractedNormal:
         """The Gaussian posterior of observations ``(n, *obs)``."""
-        noise = noise_variance(self._likelihood, params, y)
-        total = noise + self.singular.square()
-        coefficients = self.singular / total * ((y.flatten(1) - self.offset) @ self.left)
+        noise = noise_level(self._likelihood, params, y)
+        # In units of the noise, and squared in double precision: no unit leaves the range.
+        strength = (self.singular / noise).double()
+        total = 1 + strength.square()
+        residual = ((y.flatten(1) - self.offset) / noise) @ self.left
+        coefficients = (strength / total).to(y) * residual
         return ContractedNormal(
             coefficients @ self.basis.T,
             self.basis,
-            (noise / total).sqrt().expand_as(coefficients),
+            total.rsqrt().to(y).expand_as(coefficients),
             validate_args=False,
         )
 
@@ -200,7 +207,7 @@ class VaryingOperatorStart(LinearStart):
 
     def _posterior(self, y: Tensor, params: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Mean ``(n, d)``, directions ``(n, d, rank)`` and scales ``(n, rank)``."""
-        weight = noise_variance(self._likelihood, params, y).rsqrt().double()
+        weight = noise_level(self._likelihood, params, y).double().reciprocal()
         mean, w = self._linearize(y, params)
         w = weight.unsqueeze(-1) * w.double()
         residual = weight * (y.flatten(1) - mean).double()
@@ -208,8 +215,10 @@ class VaryingOperatorStart(LinearStart):
         residual = torch.where(w.any(-1), residual, 0.0)
         squares, left = (part[..., -self.rank :] for part in torch.linalg.eigh(w @ w.mT))
         coefficients = (left.mT @ residual.unsqueeze(-1)).squeeze(-1)
-        # Directions are told apart to single precision only, and matter against a unit of noise.
-        informed = squares > (1e-10 * squares[:, -1:]).clamp_min(1e-7)
+        # Squares are told apart to what rounding leaves (in single precision 1e-10 of the largest,
+        # in double 1e-14), and matter against a unit of noise.
+        told = 1e-10 if y.dtype == torch.float32 else 1e-14
+        informed = squares > (told * squares[:, -1:]).clamp_min(1e-7)
         squares = torch.where(informed, squares, 0.0)
         sign = torch.where(coefficients < 0, -1.0, 1.0)
         inverse = torch.where(informed, sign * squares.rsqrt(), 0.0)
@@ -240,15 +249,17 @@ class TruncatedOperatorStart(LinearStart, SharedBasis):
     """
 
     FITTED = ("basis", "fields", "truncation")
+    LATER = ("noise",)
     fields: Tensor
     truncation: Tensor
+    noise: Tensor
 
     def fit(self, params: Mapping[str, Tensor], max_rank: int) -> None:
         """Average the Hessian over the given draws of the parameters and keep its leading
         directions."""
         whitening = self._whitening
         dim, device = whitening.dim, whitening.mean.device
-        identity = torch.eye(dim, device=device)
+        identity = torch.eye(dim, dtype=whitening.mean.dtype, device=device)
         hessian = torch.zeros(dim, dim, dtype=torch.float64, device=device)
         columns = whitening.color(identity)
         num = len(next(iter(params.values()))) if params else 1
@@ -257,16 +268,17 @@ class TruncatedOperatorStart(LinearStart, SharedBasis):
             one = {name: value[i : i + 1] for name, value in params.items()}
             b = torch.cat([apply(self._physics, c, one) for c in columns.split(CHUNK)]).double()
             observed += float((b.abs().sum(0) > 0).sum()) / num
-            b = b * noise_variance(self._likelihood, one, b).rsqrt()
+            b = b / noise_level(self._likelihood, one, b)
             hessian += b @ b.T / num
         values, vectors = torch.linalg.eigh(hessian)
         rank = min(max_rank, int((values > 1e-6 * values[-1]).sum()))
         basis = vectors[:, -rank:]
-        # Variance of an observed datum that the kept directions do not explain.
-        noise = noise_variance(self._likelihood, params, hessian).mean()
-        self.truncation = (noise * values[:-rank].clamp_min(0).sum() / max(observed, 1.0)).to(
+        # Variance of an observed datum that the kept directions do not explain, over its noise.
+        self.truncation = (values[:-rank].clamp_min(0).sum() / max(observed, 1.0)).to(
             whitening.mean
         )
+        noise = noise_level(self._likelihood, params, hessian).square().mean(0).sqrt()
+        self.noise = noise.to(whitening.mean)
         self.basis = basis.to(whitening.mean).contiguous()
         self.fields = whitening.color(self.basis.T)
 
@@ -276,8 +288,9 @@ class TruncatedOperatorStart(LinearStart, SharedBasis):
         repeated = {name: value.repeat_interleave(rank, 0) for name, value in params.items()}
         fields = self.fields.repeat(rows, *[1] * (self.fields.dim() - 1))
         data = apply(self._physics, fields, repeated).unflatten(0, (rows, rank))
-        noise = noise_variance(self._likelihood, params, y)
-        g = (data * (noise + self.truncation).rsqrt().unsqueeze(1)).double()
+        noise = noise_level(self._likelihood, params, y).double()
+        total = noise.square() + self.truncation.double() * self.noise.double().square()
+        g = data.double() * total.rsqrt().unsqueeze(1)
         values, rotation = torch.linalg.eigh(g @ g.mT)
         scale = (1 + values.clamp_min(0)).rsqrt().to(y)
         basis = self.basis @ rotation.to(y)
@@ -287,19 +300,20 @@ class TruncatedOperatorStart(LinearStart, SharedBasis):
     @torch.enable_grad()
     def _mean(self, y: Tensor, params: Mapping[str, Tensor], centred: ContractedNormal) -> Tensor:
         """The posterior mean ``(n, d)``, from the approximate covariance of ``centred``."""
-        precision = noise_variance(self._likelihood, params, y).reciprocal()
+        noise = noise_level(self._likelihood, params, y)
         xi = torch.zeros_like(centred.loc, requires_grad=True)
         data = apply(self._physics, self._whitening.unwhiten(xi), params)
 
         def adjoint(residual: Tensor) -> Tensor:
-            return torch.autograd.grad(data, xi, precision * residual, retain_graph=True)[0]
+            """Of a residual in units of the noise."""
+            return torch.autograd.grad(data, xi, residual / noise, retain_graph=True)[0]
 
         def hessian(v: Tensor) -> Tensor:
             with torch.no_grad():
                 moved = apply(self._physics, self._whitening.color(v), params)
-            return v + adjoint(moved)
+            return v + adjoint(moved / noise)
 
-        pull = adjoint(y.flatten(1) - data.detach())
+        pull = adjoint((y.flatten(1) - data.detach()) / noise)
         with torch.no_grad():
             covariance = centred.scale.square()
             return solve(hessian, pull, lambda r: centred.contract(r, covariance))
@@ -326,13 +340,14 @@ def solve(
     return x
 
 
-def noise_variance(likelihood: Likelihood, params: Mapping[str, Tensor], like: Tensor) -> Tensor:
-    """Variance of Gaussian noise, ``(n or 1, m or 1)``: per observation, per datum, or for all."""
+def noise_level(likelihood: Likelihood, params: Mapping[str, Tensor], like: Tensor) -> Tensor:
+    """Standard deviation of Gaussian noise, ``(n or 1, m or 1)``: per observation, per datum, or
+    for all."""
     sigma = likelihood.noise_scale(**params)
     if sigma is None:
         raise ValueError(f"'likelihood' must have Gaussian noise; got {likelihood!r}")
     rows = sigma.shape[0] if "sigma" in params else 1
-    return sigma.to(like).reshape(rows, -1).square()
+    return sigma.to(like).reshape(rows, -1)
 
 
 def apply(physics: Physics, x: Tensor, params: Mapping[str, Tensor]) -> Tensor:

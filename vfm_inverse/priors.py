@@ -263,7 +263,8 @@ class LogPrior:
     def __init__(self, prior: Distribution, device: torch.device) -> None:
         self._prior, self._device = prior, device
         with seeded(0):
-            self._inside = prior.sample()
+            # Not every law of one's own draws a single field.
+            self._inside = prior.sample(torch.Size([1]))[0]
 
     def __call__(self, x: Tensor) -> Tensor:
         """The density of fields, in their type and on their device."""
@@ -298,18 +299,42 @@ def moments(prior: Distribution) -> tuple[Tensor, Tensor] | None:
     """Mean ``(d,)`` and covariance ``(d, d)`` of the flattened field in double precision.
 
     ``None`` unless the distribution states them: a multivariate normal (low rank too), a Matérn
-    field, or independent components with a mean and a variance, reshaped or not.
+    field, or independent components with a mean and a variance, reshaped or not; and unless all
+    are finite and every variance is positive.
     """
+    if (stated := _moments(prior)) is None:
+        return None
+    mean, covariance = (moment.detach().double() for moment in stated)
+    finite = bool(mean.isfinite().all()) and bool(covariance.isfinite().all())
+    return (mean, covariance) if finite and bool((covariance.diagonal() > 0).all()) else None
+
+
+def _moments(prior: Distribution) -> tuple[Tensor, Tensor] | None:
+    # In double precision from standard deviations on, whose squares may leave the single range.
     if isinstance(prior, TransformedDistribution):
         reshaped = all(isinstance(transform, ReshapeTransform) for transform in prior.transforms)
         return moments(prior.base_dist) if reshaped else None
-    if isinstance(prior, MultivariateNormal | LowRankMultivariateNormal):
-        return prior.mean.double(), prior.covariance_matrix.double()
+    if isinstance(prior, MultivariateNormal):
+        root = prior.scale_tril.double()
+        return prior.mean, root @ root.mT
+    if isinstance(prior, LowRankMultivariateNormal):
+        factor = prior.cov_factor.double()
+        return prior.mean, factor @ factor.mT + prior.cov_diag.double().diag()
     if isinstance(prior, MaternField):
-        return prior.mean.double().flatten(), prior.covariance_matrix
-    if isinstance(prior, Independent) and not prior.base_dist.event_shape:
+        return prior.mean.flatten(), prior.covariance_matrix
+    if isinstance(prior, Independent):
+        base = prior.base_dist
+        while isinstance(base, Independent):
+            base = base.base_dist
+        if base.event_shape:
+            return None
         try:
-            return prior.mean.double().flatten(), prior.variance.double().flatten().diag()
+            mean, std = base.mean.flatten(), base.stddev.flatten()
         except NotImplementedError:
             return None
+        # The root of a variance that has left the range of single precision, or nearly.
+        rooted = type(base).stddev is Distribution.stddev and std.dtype != torch.float64
+        if rooted and not bool(((std > 1e-15) & (std < 1e15)).all()):
+            return None
+        return mean, std.double().square().diag()
     return None

@@ -22,7 +22,7 @@ from torch.distributions import Distribution
 from torch.distributions.transforms import Transform
 
 from vfm_inverse.arrays import real_tensor
-from vfm_inverse.bounded import box_of
+from vfm_inverse.bounded import support_of, transform_of
 from vfm_inverse.checks import (
     check_axes,
     check_batch,
@@ -134,7 +134,8 @@ class InverseProblem:
         self.kwargs = dict(kwargs or {})
         self.rebuild: Callable[[], InverseProblem] | None = None
         self.device = torch.device("cpu")
-        self.transform = transform or box_of(prior)
+        self.transform = transform or transform_of(prior)
+        self.support = None if transform is not None else support_of(prior)
         self._params = params
         self._reference = reference
         self._prior = prior

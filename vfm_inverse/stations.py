@@ -14,6 +14,9 @@ the field at the stations and the weights :math:`w_j = v / \sigma_j^2` (v the va
           \text{value} = \frac{A^\top w\,(y - \bar y)/\sqrt v}{1 + A^\top w},
 
 the second of which is a local average of the standardised values, drawn to 0 where there are few.
+(An operator whose data have another unit than the field is taken over what it makes of ones.)
+An operator with a gain, in another unit than the data, is taken as an average: :math:`A^\top` over
+the gain.
 
 *Encoded*, every row goes through the same network, and means and maxima over the rows through
 another (deep sets; Zaheer et al. 2017, https://arxiv.org/abs/1703.06114, Theorem 2).
@@ -29,7 +32,7 @@ from torch import Tensor, nn
 
 from vfm_inverse.gaussian import ContractedNormal
 from vfm_inverse.networks import fresh_mlp
-from vfm_inverse.whitening import FittedBuffers
+from vfm_inverse.scaling import FittedBuffers, center_and_spread, over
 
 __all__ = [
     "EncodedContext",
@@ -43,6 +46,9 @@ __all__ = [
 
 COLUMNS = ("coords", "mask", "sigma")
 """Parameters that may have a row for each station."""
+
+ROUNDINGS = 8
+"""A column that varies by no more than this many roundings is a constant."""
 
 FREQUENCIES = 4
 """Sines and cosines of a location, at 1/2, 1, 2, 4 periods over the grid along each axis."""
@@ -108,23 +114,35 @@ def summary(y: Tensor, params: Mapping[str, Tensor]) -> Tensor:
 class TableScale(FittedBuffers):
     """Mean and standard deviation of the values that stations report."""
 
+    LATER = ("gain",)
     center: Tensor
     spread: Tensor
+    gain: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("center", torch.zeros(()))
         self.register_buffer("spread", torch.ones(()))
+        self.register_buffer("gain", torch.ones(()))
 
-    def fit(self, y: Tensor, params: Mapping[str, Tensor]) -> None:
-        """Fit on simulations ``y (n, m)``."""
-        values = y[seen(y, params)]
-        if len(values) > 1:
-            self.center, self.spread = values.mean(), values.std().clamp_min(1e-6)
+    def fit(
+        self, y: Tensor, params: Mapping[str, Tensor], adjoint: Callable[..., Tensor]
+    ) -> None:
+        """Fit on simulations ``y (n, m)``, and the gain on the data of a field of ones."""
+        rows = seen(y, params)
+        values = y[rows]
+        if len(values) == 0:
+            return
+        self.center, self.spread = center_and_spread(values, ROUNDINGS)
+        # A^T of ones, summed over the grid, is the sum of what A makes of a field of ones.
+        mass = adjoint(rows.to(y), **params).double()
+        gain = mass.flatten(2).sum((0, 2)).abs() / rows.sum()
+        gain = torch.where(gain > 0, gain, 1.0)
+        self.gain = gain.to(y).reshape(-1, *[1] * (mass.dim() - 2))
 
     def forward(self, y: Tensor) -> Tensor:
         """Standardised values."""
-        return (y - self.center) / self.spread
+        return over(y - self.center, self.spread)
 
     def lift(
         self, y: Tensor, params: Mapping[str, Tensor], adjoint: Callable[..., Tensor]
@@ -137,7 +155,8 @@ class TableScale(FittedBuffers):
             weight = (self.spread / torch.where(rows, sigma, 1.0)).square()
         weight = torch.where(rows, weight, 0.0)
         value = torch.where(rows, self(y), 0.0)
-        mass, total = adjoint(weight, **params), adjoint(weight * value, **params)
+        mass = adjoint(weight, **params) / self.gain
+        total = adjoint(weight * value, **params) / self.gain
         mass = mass.clamp_min(0)  # an operator that only averages is never negative
         return torch.cat([total / (1 + mass), mass.log1p()], 1)
 
@@ -158,7 +177,7 @@ class StationFeatures(FittedBuffers):
 
     center: Tensor
     spread: Tensor
-    frequencies: Tensor
+    octaves: Tensor
 
     def __init__(
         self, observation_shape: Sequence[int], param_shapes: Mapping[str, Sequence[int]]
@@ -175,22 +194,20 @@ class StationFeatures(FittedBuffers):
         # Of the value and of log sigma.
         self.register_buffer("center", torch.zeros(2))
         self.register_buffer("spread", torch.ones(2))
-        octaves = math.pi * 2.0 ** torch.arange(-1, FREQUENCIES - 1)
-        self.register_buffer("frequencies", octaves, persistent=False)
+        octaves = 2.0 ** torch.arange(-1, FREQUENCIES - 1)
+        self.register_buffer("octaves", octaves, persistent=False)
 
     def fit(
         self, y: Tensor, params: Mapping[str, Tensor], start: ContractedNormal | None = None
     ) -> None:
         """Fit centre and spread on simulations."""
         parts, rows = columns(y, params)
-        self.center, self.spread = torch.zeros_like(self.center), torch.ones_like(self.spread)
+        self.center, self.spread = y.new_zeros(2), y.new_ones(2)
         for i, part in enumerate([parts[0], parts[-1]][: 1 + self.with_sigma]):
             values = part[..., 0][rows]
-            if len(values) > 1:
-                self.center[i] = values.mean()
+            if len(values) > 0:
                 # A column that never varies (one noise level) stays a constant zero.
-                std = values.std()
-                self.spread[i] = torch.where(std > 1e-6, std, 1.0)
+                self.center[i], self.spread[i] = center_and_spread(values, ROUNDINGS)
 
     def forward(
         self, y: Tensor, params: Mapping[str, Tensor], start: ContractedNormal | None = None
@@ -198,11 +215,12 @@ class StationFeatures(FittedBuffers):
         """Features of tables ``y (n, m)``."""
         parts, rows = columns(y, params)
         place = 2 * parts[1] - 1
-        angles = (place.unsqueeze(-1) * self.frequencies).flatten(-2)
-        features = [(parts[0] - self.center[0]) / self.spread[0], place]
+        # Octaves are exact in every type; pi times them is not.
+        angles = ((math.pi * place).unsqueeze(-1) * self.octaves).flatten(-2)
+        features = [over(parts[0] - self.center[0], self.spread[0]), place]
         features += [angles.sin(), angles.cos()]
         if self.with_sigma:
-            features.append((parts[-1] - self.center[1]) / self.spread[1])
+            features.append(over(parts[-1] - self.center[1], self.spread[1]))
         table = torch.where(rows.unsqueeze(-1), torch.cat(features, -1), 0.0)
         return torch.cat([table, rows.unsqueeze(-1).to(table)], -1)
 

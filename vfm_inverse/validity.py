@@ -42,7 +42,7 @@ from torch import Tensor
 
 from vfm_inverse.randomness import seeded
 from vfm_inverse.stations import is_table, row_columns, summary
-from vfm_inverse.whitening import FittedBuffers
+from vfm_inverse.scaling import FittedBuffers, center_and_spread
 
 __all__ = ["FALSE_ALARM", "ValidRange"]
 
@@ -61,6 +61,13 @@ TAIL = 10
 #: Smallest mean excess over ``u``, as a share of it: what never varies still needs room for
 #: rounding.
 LEAST_EXCESS = 0.01
+
+
+#: Smallest spread of a number, as a share of its size.
+LEAST_SPREAD = 1e-6
+
+#: Most standard deviations that a number counts as away.
+FARTHEST = 1e9
 
 
 class ValidRange(FittedBuffers):
@@ -115,8 +122,10 @@ class ValidRange(FittedBuffers):
             return
         first = {name: value[:num] for name, value in params.items()}
         raw = _numbers(y[:num], first)
-        self.center, self.spread = raw.mean(0), raw.std(0).clamp_min(1e-6)
-        z = (raw - self.center) / self.spread
+        self.center, self.spread = center_and_spread(raw)
+        # What hardly varies still needs room for rounding.
+        self.spread = torch.maximum(self.spread, LEAST_SPREAD * self.center.abs())
+        z = self._standard(raw)
         rank = min(RANK, z.shape[1] // 2, num // 4)
         if rank:
             with seeded(0):
@@ -130,12 +139,12 @@ class ValidRange(FittedBuffers):
         middle, reach = [], []
         for value in _parameters(y[:num], first):
             low, high = value.amin(), value.amax()
-            means = value.mean(1)
-            middle.append(torch.stack([(low + high) / 2, means.mean()]))
-            reach.append(torch.stack([(high - low) / 2, means.std()]))
+            mean, spread = center_and_spread(value.mean(1))
+            middle.append(torch.stack([low / 2 + high / 2, mean]))
+            reach.append(torch.stack([high / 2 - low / 2, spread]))
         if middle:
             self.middle, least = torch.stack(middle), 1e-3 * torch.stack(middle).abs()
-            self.reach = torch.maximum(torch.stack(reach), least).clamp_min(1e-6)
+            self.reach = torch.maximum(torch.stack(reach), least)
         later = slice(num, num + SIMULATIONS)
         self.fit_edge(y[later], {name: value[later] for name, value in params.items()})
 
@@ -159,17 +168,20 @@ class ValidRange(FittedBuffers):
 
     def statistics(self, y: Tensor, params: Mapping[str, Tensor]) -> Tensor:
         """What is looked at, ``(n, K)``; larger is farther."""
-        z = (_numbers(y, params) - self.center) / self.spread
+        z = self._standard(_numbers(y, params))
         along = z @ self.basis
         rest = (z - along @ self.basis.T) / self.rest
         found = [_rms(along / self.scale)] if self.basis.shape[1] else []
         found += [_rms(rest), rest.abs().amax(1)]
         for row, value in enumerate(_parameters(y, params)):
             (middle, mean), (reach, spread) = self.middle[row], self.reach[row]
-            found.append((value - middle).abs().amax(1) / reach)
+            found.append(_away(value - middle, reach).abs().amax(1))
             if value.shape[1] > 1:
-                found.append((value.mean(1) - mean).abs() / spread)
+                found.append(_away(value.mean(1) - mean, spread).abs())
         return torch.stack(found, 1)
+
+    def _standard(self, raw: Tensor) -> Tensor:
+        return _away(raw - self.center, self.spread)
 
     def names(self, y: Tensor, params: Mapping[str, Tensor]) -> list[str]:
         """What the columns of :meth:`statistics` are about."""
@@ -256,6 +268,12 @@ def _parameters(y: Tensor, params: Mapping[str, Tensor]) -> Iterator[Tensor]:
             mean = torch.where(count > 0, total / count, value.flatten(1).mean(1))
             value = torch.where(seen, value, mean.view(-1, *(1,) * (y.dim() - 1)))
         yield value.reshape(len(value), -1)
+
+
+def _away(deviation: Tensor, spread: Tensor) -> Tensor:
+    """``deviation / spread``, at most :data:`FARTHEST`; that far off what is always 0."""
+    tiny = torch.finfo(deviation.dtype).tiny
+    return (deviation / spread.clamp_min(tiny)).clamp(-FARTHEST, FARTHEST)
 
 
 def _rms(values: Tensor) -> Tensor:

@@ -1,14 +1,17 @@
 r"""Whitening: the coordinates in which the prior looks like N(0, I).
 
-A field :math:`x` with prior mean :math:`m` and covariance :math:`C = S S^\top` is written as
+A field :math:`x` with prior mean :math:`m`, standard deviations :math:`D` (diagonal) and
+correlation :math:`R = S S^\top` is written as
 
-.. math:: x = m + S \xi, \qquad \xi = S^{-1} (x - m),
+.. math:: x = m + D S \xi, \qquad \xi = S^{-1} D^{-1} (x - m),
 
-with the **symmetric** square root :math:`S = C^{1/2}`, so that entry :math:`i` of :math:`\xi`
+with the **symmetric** square root :math:`S = R^{1/2}`, so that entry :math:`i` of :math:`\xi`
 still belongs to place :math:`i` of the field and convolutional networks keep their meaning. White
-noise in
-:math:`\xi` is a random field with the prior's spectrum in :math:`x`; white noise in :math:`x` has
-no limit under grid refinement and drowns smooth fields.
+noise in :math:`\xi` is a random field with the prior's spectrum in :math:`x`; white noise in
+:math:`x` has no limit under grid refinement and drowns smooth fields.
+
+Elements may differ in unit by any factor: only their correlation is decomposed. One that never
+varies has :math:`D = 0`: it keeps its value exactly, and its entry of :math:`\xi` carries nothing.
 
 Fields have shape ``(*batch, *event)``; whitened coordinates are flat, ``(*batch, d)``.
 """
@@ -17,11 +20,15 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions.constraints import Constraint
 from torch.distributions.transforms import Transform
+
+from vfm_inverse.scaling import FittedBuffers, center_and_spread, over, tamed
 
 __all__ = [
     "DenseWhitening",
@@ -36,45 +43,45 @@ DENSE_LIMIT = 2048
 """Largest dimension for which a d x d square root is the default."""
 
 
-class FittedBuffers(nn.Module):
-    """A module whose buffers take their shapes from the data they were fitted on.
-
-    Loading a state dict therefore adopts the stored shapes instead of comparing them.
-    """
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        for name, buffer in self.named_buffers(recurse=False):
-            if (stored := state_dict.get(prefix + name)) is not None:
-                setattr(self, name, torch.empty_like(stored, device=buffer.device))
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-
 class Whitening(FittedBuffers, ABC):
     """Invertible change of coordinates between fields and whitened vectors.
 
     Args:
-        event_shape: shape of one field, without batch dimensions.
+        event_shape: shape of one field, without batch dimensions; of its values without bounds
+            where there is a transform that changes the shape.
 
     Attributes:
-        transform: element by element from unbounded values to the prior's support, before which
-            the change of coordinates is affine; ``None`` where the prior has no bounds.
+        transform: from unbounded values to the prior's support, before which the change of
+            coordinates is affine; ``None`` where the prior has no bounds.
+        support: constraint that the prior states and no transform keeps to, or ``None``.
+        inner_shape: shape of the unbounded values.
+        dim: d, their number.
     """
 
+    LATER = ("spread",)
     mean: Tensor
+    spread: Tensor
 
     def __init__(self, event_shape: tuple[int, ...]) -> None:
         super().__init__()
         self.transform: Transform | None = None
-        self.event_shape = torch.Size(event_shape)
+        self.support: Constraint | None = None
+        self.inner_shape = torch.Size(event_shape)
         self.dim = math.prod(event_shape)
         self.register_buffer("mean", torch.zeros(self.dim))
+        self.register_buffer("spread", torch.ones(()))
+
+    @property
+    def event_shape(self) -> torch.Size:
+        """Shape of one field."""
+        if self.transform is None:
+            return self.inner_shape
+        return torch.Size(self.transform.forward_shape(self.inner_shape))
 
     def whiten(self, x: Tensor) -> Tensor:
         """Fields ``(*batch, *event)`` to coordinates ``(*batch, d)``."""
         v = x if self.transform is None else self.transform.inv(x)
-        return self._divide(v.flatten(-len(self.event_shape)) - self.mean)
+        return self._divide(over(v.flatten(-len(self.inner_shape)) - self.mean, self.spread))
 
     def unwhiten(self, xi: Tensor) -> Tensor:
         """Coordinates ``(*batch, d)`` to fields ``(*batch, *event)``."""
@@ -87,15 +94,16 @@ class Whitening(FittedBuffers, ABC):
             return torch.zeros_like(xi[..., 0])
         v = self._unbounded(xi)
         rate = self.transform.log_abs_det_jacobian(v, self.transform(v))
-        return rate.flatten(-len(self.event_shape)).sum(-1)
+        return rate.reshape(*xi.shape[:-1], -1).sum(-1)
 
     def _unbounded(self, xi: Tensor) -> Tensor:
-        return (self.mean + self._multiply(xi)).unflatten(-1, self.event_shape)
+        v = self.mean + self.spread * self._multiply(xi)
+        return v.unflatten(-1, self.inner_shape)
 
     def color(self, xi: Tensor) -> Tensor:
-        """The linear part of :meth:`unwhiten` where the prior has no bounds: ``S xi`` as fields
+        """The linear part of :meth:`unwhiten` where the prior has no bounds: ``D S xi`` as fields
         ``(*batch, *event)``."""
-        return self._multiply(xi).unflatten(-1, self.event_shape)
+        return (self.spread * self._multiply(xi)).unflatten(-1, self.inner_shape)
 
     @abstractmethod
     def _multiply(self, xi: Tensor) -> Tensor:
@@ -107,7 +115,15 @@ class Whitening(FittedBuffers, ABC):
 
 
 class IdentityWhitening(Whitening):
-    """No change of coordinates: ``xi`` is the flattened field."""
+    """No correlation is taken out: ``xi`` is the flattened field, of mean 0 and variance 1 once
+    it is fitted."""
+
+    @classmethod
+    def fit(cls, samples: Tensor) -> IdentityWhitening:
+        """From prior samples ``(n, *event)``: mean and standard deviation of every element."""
+        self = cls(tuple(samples.shape[1:]))
+        self.mean, self.spread = center_and_spread(samples.flatten(1))
+        return self
 
     def _multiply(self, xi: Tensor) -> Tensor:
         return xi
@@ -129,34 +145,53 @@ class DenseWhitening(Whitening):
 
     @classmethod
     def from_moments(
-        cls, event_shape: tuple[int, ...], mean: Tensor, covariance: Tensor, floor: float = 1e-10
+        cls,
+        event_shape: tuple[int, ...],
+        mean: Tensor,
+        covariance: Tensor,
+        floor: float = 1e-10,
+        dtype: torch.dtype | None = None,
     ) -> DenseWhitening:
-        """From a mean ``(d,)`` and a covariance ``(d, d)``.
+        """From a mean ``(d,)`` and a covariance ``(d, d)``, in the type given or torch's default.
 
-        Eigenvalues below ``floor`` times the largest are raised to it: a direction in which the
-        prior does not vary would otherwise be divided by zero.
+        Eigenvalues of the correlation below ``floor`` times the largest are raised to it: a
+        direction in which the prior does not vary would otherwise be divided by zero.
         """
-        self = cls(event_shape)
-        values, vectors = torch.linalg.eigh(covariance.double())
-        values = values.clamp_min(floor * float(values[-1]))
-        dtype = torch.get_default_dtype()
-        self.mean = mean.to(dtype)
-        self.root = ((vectors * values.sqrt()) @ vectors.T).to(dtype)
-        self.inverse_root = ((vectors * values.rsqrt()) @ vectors.T).to(dtype)
+        dtype = dtype or torch.get_default_dtype()
+        covariance = covariance.double()
+        spread = covariance.diagonal().clamp_min(0).sqrt()
+        correlation = over(over(covariance, spread).T, spread)
+        self = cls._from_correlation(event_shape, correlation, floor, dtype)
+        self.mean, self.spread = mean.to(dtype), spread.to(dtype)
         return self
 
     @classmethod
     def fit(cls, samples: Tensor) -> DenseWhitening:
-        """From prior samples ``(n, *event)``; the covariance is shrunk towards its diagonal by d /
+        """From prior samples ``(n, *event)``; the correlation is shrunk towards none by d /
         (n + d)."""
-        flat = samples.flatten(1).double()
+        flat = samples.flatten(1)
         n, d = flat.shape
-        mean = flat.mean(0)
-        covariance = (flat - mean).T @ (flat - mean) / max(n - 1, 1)
-        # With few samples the small eigenvalues of a sample covariance are far too small.
+        mean, spread = center_and_spread(flat)
+        z = over(flat - mean, spread).double()
+        correlation = z.T @ z / max(n - 1, 1)
+        # With few samples the small eigenvalues of a sample correlation are far too small.
         weight = 0.1 * d / (n + d)
-        covariance = (1 - weight) * covariance + weight * torch.diag(covariance.diagonal())
-        return cls.from_moments(tuple(samples.shape[1:]), mean, covariance, floor=1e-8)
+        correlation = (1 - weight) * correlation + weight * torch.diag(correlation.diagonal())
+        self = cls._from_correlation(tuple(samples.shape[1:]), correlation, 1e-8, samples.dtype)
+        self.mean, self.spread = mean, spread
+        return self
+
+    @classmethod
+    def _from_correlation(
+        cls, event_shape: tuple[int, ...], correlation: Tensor, floor: float, dtype: torch.dtype
+    ) -> DenseWhitening:
+        self = cls(event_shape)
+        constant = correlation.diagonal() == 0
+        values, vectors = torch.linalg.eigh(correlation + torch.diag(constant.to(correlation)))
+        values = values.clamp_min(floor * float(values[-1]))
+        self.root = ((vectors * values.sqrt()) @ vectors.T).to(dtype)
+        self.inverse_root = ((vectors * values.rsqrt()) @ vectors.T).to(dtype)
+        return self
 
     def _multiply(self, xi: Tensor) -> Tensor:
         return xi @ self.root
@@ -169,7 +204,8 @@ class SpectralWhitening(Whitening):
     """A diagonal covariance in the cosine basis, per channel: stationary fields of any size.
 
     The orthonormal DCT-II has reflecting boundaries and so does not tie opposite edges together,
-    as a Fourier basis would.
+    as a Fourier basis would. A channel has one standard deviation, except for its elements that
+    never vary.
     """
 
     amplitude: Tensor
@@ -182,43 +218,67 @@ class SpectralWhitening(Whitening):
             )
         super().__init__(event_shape)
         self.register_buffer("amplitude", torch.ones(event_shape))
-        for axis, size in enumerate(event_shape[1:]):
-            self.register_buffer(f"cosines{axis}", cosine_basis(size), persistent=False)
+        self._set_cosines()
+
+    def _set_cosines(self) -> None:
+        """Not cast with the other buffers but made anew: double precision needs all digits."""
+        for axis, size in enumerate(self.inner_shape[1:]):
+            basis = cosine_basis(size, self.amplitude.dtype).to(self.amplitude.device)
+            self.register_buffer(f"cosines{axis}", basis, persistent=False)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        super()._apply(*args, **kwargs)
+        self._set_cosines()
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._set_cosines()
 
     @classmethod
     def fit(cls, samples: Tensor) -> SpectralWhitening:
         """From prior samples ``(n, *event)``: the mean field and the power of every cosine."""
         self = cls(tuple(samples.shape[1:])).to(samples)
-        mean = samples.mean(0)
-        power = self._transform(samples - mean).square().mean(0)
+        mean, spread = center_and_spread(samples)
+        space = tuple(range(1, spread.dim()))
+        varies = spread > 0
+        share = varies.to(spread).mean(space, keepdim=True)
+        # Root mean square over the elements that vary, of numbers whose squares are representable.
+        largest = spread.amax(space, keepdim=True)
+        square = over(spread, largest).square().mean(space, keepdim=True)
+        common = largest * over(square, share).sqrt()
+        spread = torch.where(varies, common, 0.0)
+        power = self._transform(over(samples - mean, spread)).square().mean(0)
+        # What is masked afterwards must have unit variance where it is not.
+        power = torch.where(share > 0, over(power, share), 1.0)
         # Few samples make a ragged spectrum: lean on the neighbours then, on the data otherwise.
         weight = 10.0 / (samples.shape[0] + 10.0)
-        log_power = power.clamp_min(1e-10 * float(power.max())).log()
+        log_power = torch.maximum(power, 1e-10 * power.amax(space, keepdim=True)).log()
         pool = nn.functional.avg_pool1d if log_power.dim() == 2 else nn.functional.avg_pool2d
         smooth = pool(log_power[None], 3, stride=1, padding=1, count_include_pad=False)[0]
         self.amplitude = (0.5 * ((1 - weight) * log_power + weight * smooth)).exp()
-        self.mean = mean.flatten()
+        self.mean, self.spread = mean.flatten(), spread.flatten()
         return self
 
     def _transform(self, x: Tensor, inverse: bool = False) -> Tensor:
-        for axis in range(len(self.event_shape) - 1):
+        for axis in range(len(self.inner_shape) - 1):
             basis = getattr(self, f"cosines{axis}")
-            dim = x.dim() - len(self.event_shape) + 1 + axis
+            dim = x.dim() - len(self.inner_shape) + 1 + axis
             x = (x.movedim(dim, -1) @ (basis if inverse else basis.T)).movedim(-1, dim)
         return x
 
     def _multiply(self, xi: Tensor) -> Tensor:
-        coefficients = self._transform(xi.unflatten(-1, self.event_shape)) * self.amplitude
-        return self._transform(coefficients, inverse=True).flatten(-len(self.event_shape))
+        coefficients = self._transform(xi.unflatten(-1, self.inner_shape)) * self.amplitude
+        return self._transform(coefficients, inverse=True).flatten(-len(self.inner_shape))
 
     def _divide(self, x: Tensor) -> Tensor:
-        coefficients = self._transform(x.unflatten(-1, self.event_shape)) / self.amplitude
-        return self._transform(coefficients, inverse=True).flatten(-len(self.event_shape))
+        coefficients = self._transform(x.unflatten(-1, self.inner_shape)) / self.amplitude
+        return self._transform(coefficients, inverse=True).flatten(-len(self.inner_shape))
 
 
 class LowRankWhitening(Whitening):
-    """``S = U diag(scales) U^T + floor (I - U U^T)``: leading principal directions, isotropic
-    rest."""
+    """``S = U diag(scales) U^T + floor (I - U U^T)``: leading principal directions of the
+    standardised elements, isotropic rest."""
 
     basis: Tensor
     scales: Tensor
@@ -233,21 +293,27 @@ class LowRankWhitening(Whitening):
     @classmethod
     def fit(cls, samples: Tensor, rank: int = 256) -> LowRankWhitening:
         """From prior samples ``(n, *event)`` by principal components; the rest of the variance is
-        shared evenly."""
+        shared evenly, and every element keeps its own."""
         self = cls(tuple(samples.shape[1:]))
         flat = samples.flatten(1)
-        n, d = flat.shape
-        rank = min(rank, n - 1, d - 1)
-        mean = flat.mean(0)
-        _, singular, right = torch.linalg.svd(flat - mean, full_matrices=False)
+        n = len(flat)
+        mean, spread = center_and_spread(flat)
+        free = int((spread > 0).sum())
+        rank = max(0, min(rank, n - 1, free - 1))
+        self.mean, self.spread = mean, spread
+        self.basis, self.scales, self.floor = flat.new_zeros(self.dim, 0), flat[0, :0], mean[0] * 0
+        if not free:
+            self.floor = torch.ones_like(self.floor)
+            return self
+        _, singular, right = torch.linalg.svd(over(flat - mean, spread), full_matrices=False)
         variance = singular.square() / max(n - 1, 1)
-        self.mean, self.basis, self.scales = (
-            mean,
-            right[:rank].T.contiguous(),
-            variance[:rank].sqrt(),
-        )
-        rest = (variance.sum() - variance[:rank].sum()) / (d - rank)
-        self.floor = rest.clamp_min(1e-10 * float(variance[0])).sqrt()
+        least = 1e-10 * variance[0]
+        self.basis = right[:rank].T.contiguous()
+        self.scales = variance[:rank].clamp_min(least).sqrt()
+        rest = (variance.sum() - variance[:rank].sum()) / (free - rank)
+        self.floor = rest.clamp_min(least).sqrt()
+        own = self.floor**2 + self.basis.square() @ (self.scales**2 - self.floor**2)
+        self.spread = spread / own.sqrt()
         return self
 
     def _multiply(self, xi: Tensor) -> Tensor:
@@ -258,12 +324,13 @@ class LowRankWhitening(Whitening):
         return x / self.floor + ((x @ self.basis) * inverse) @ self.basis.T
 
 
-def cosine_basis(size: int) -> Tensor:
-    """Rows are the orthonormal DCT-II vectors of length ``size``."""
-    k, n = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
-    basis = torch.cos(math.pi * k * (2 * n + 1) / (2 * size)).double() * math.sqrt(2 / size)
+def cosine_basis(size: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Rows are the orthonormal DCT-II vectors of length ``size``, in the type given or torch's
+    default."""
+    n = torch.arange(size, dtype=torch.float64)
+    basis = torch.cos(math.pi * n[:, None] * (2 * n + 1) / (2 * size)) * math.sqrt(2 / size)
     basis[0] /= math.sqrt(2)
-    return basis.to(torch.get_default_dtype())
+    return basis.to(dtype or torch.get_default_dtype())
 
 
 WHITENINGS: dict[str, type[Whitening]] = {
@@ -271,6 +338,14 @@ WHITENINGS: dict[str, type[Whitening]] = {
     "dense": DenseWhitening,
     "spectral": SpectralWhitening,
     "low-rank": LowRankWhitening,
+}
+
+
+FITS: dict[str, Callable[[Tensor], Whitening]] = {
+    "identity": IdentityWhitening.fit,
+    "dense": DenseWhitening.fit,
+    "spectral": SpectralWhitening.fit,
+    "low-rank": LowRankWhitening.fit,
 }
 
 
@@ -289,9 +364,14 @@ def fit_whitening(
             by the dense whitening instead of the samples.
 
     Raises:
-        ValueError: unknown ``kind``.
+        ValueError: unknown ``kind``, or samples that are not finite.
     """
     event_shape = tuple(samples.shape[1:])
+    if lost := int((~torch.isfinite(samples)).sum()):
+        raise ValueError(
+            "'transform' must have a finite inverse at the prior's samples; "
+            f"{lost} of {samples.numel()} numbers are not finite"
+        )
     if kind == "auto":
         if math.prod(event_shape) <= DENSE_LIMIT:
             kind = "dense"
@@ -301,10 +381,6 @@ def fit_whitening(
         raise ValueError(
             f"'whitening' must be 'auto' or one of {sorted(WHITENINGS)}; got {kind!r}"
         )
-    if kind == "identity":
-        return IdentityWhitening(event_shape)
-    if kind == "dense":
-        if moments is not None:
-            return DenseWhitening.from_moments(event_shape, *moments)
-        return DenseWhitening.fit(samples)
-    return (SpectralWhitening if kind == "spectral" else LowRankWhitening).fit(samples)
+    if kind == "dense" and moments is not None:
+        return DenseWhitening.from_moments(event_shape, *moments, dtype=samples.dtype)
+    return FITS[kind](tamed(samples))

@@ -165,15 +165,16 @@ def train(args: argparse.Namespace) -> int:
 
 def sample(args: argparse.Namespace) -> int:
     """``vfm-inverse sample``."""
-    from vfm_inverse.labelled import load_observation
+    from vfm_inverse.observations import read_observation
     from vfm_inverse.runs import check_output, open_run
     from vfm_inverse.streaming import sample_to_netcdf
     from vfm_inverse.training import resolve_device
 
     check_output(args.out, args.folder, args.observation)
     vfm, problem = open_run(args.folder, resolve_device(args.device))
-    y, params = load_observation(args.observation, problem)
-    sample_to_netcdf(vfm, problem, y, args.num_draws, args.out, params=params, seed=args.seed)
+    y, params, labels = read_observation(args.observation, problem)
+    given: dict[str, Any] = {"params": params, "seed": args.seed, "observation": labels}
+    sample_to_netcdf(vfm, problem, y, args.num_draws, args.out, **given)
     done = {"draws": args.num_draws, "observations": len(y), "file": str(args.out)}
     if args.json:
         return emit(done | shown_standing(vfm))
@@ -185,16 +186,20 @@ def sample(args: argparse.Namespace) -> int:
 def correct(args: argparse.Namespace) -> int:
     """``vfm-inverse correct``."""
     from vfm_inverse.correction import auto
-    from vfm_inverse.labelled import load_observation, save_netcdf, to_xarray
+    from vfm_inverse.labelled import save_netcdf, to_xarray
+    from vfm_inverse.observations import read_observation
     from vfm_inverse.runs import check_output, open_run
     from vfm_inverse.training import resolve_device
 
     check_output(args.out, args.folder, args.observation)
     vfm, problem = open_run(args.folder, resolve_device(args.device))
-    y, params = load_observation(args.observation, problem)
+    y, params, labels = read_observation(args.observation, problem)
     ensemble = auto(vfm, y, args.num_draws, seed=args.seed, **params)
     provenance = {**vfm.provenance(), "seed": args.seed}
-    save_netcdf(to_xarray(ensemble, problem, y, params=params, provenance=provenance), args.out)
+    draws = to_xarray(
+        ensemble, problem, y, params=params, provenance=provenance, observation=labels
+    )
+    save_netcdf(draws, args.out)
     satisfied = int(ensemble.diagnostics["satisfied"].sum())
     done = {
         "draws": args.num_draws,

@@ -22,6 +22,12 @@ __all__ = ["AxisLabels", "squeezed"]
 DRAW, BATCH = "draw", "observation"
 OBSERVED, ERROR_STD, PARAM = "observed", "error_std", "param_"
 
+TAKEN = frozenset(
+    (DRAW, BATCH, OBSERVED, ERROR_STD, "weight", "note", "ess", "k_hat", "rhat", "mcmc_ess")
+    + ("acceptance", "folded", "rung", "satisfied", "stages")
+)
+"""Names of variables and dimensions that an output has for its own."""
+
 
 @dataclass(frozen=True)
 class AxisLabels:
@@ -64,14 +70,18 @@ class AxisLabels:
             coords = prior.coords if coords is None else coords
             units = prior.data.attrs.get("units") if units is None else units
             long_name = prior.data.attrs.get("long_name") if long_name is None else long_name
-            name = name if prior.data.name is None else str(prior.data.name)
+            name = name if prior.data.name is None else str(prior.data.name).replace("/", "_")
+            coords = {
+                f"prior_{key}" if key in TAKEN else key: value for key, value in coords.items()
+            }
         if dims is None:
             dims = ("component",) if len(shape) == 1 else _space(shape, "")
-        if name in dims:
-            name = "field"
-        return cls(name, shape, tuple(dims), _variables(coords or {}), units, long_name)._checked(
-            "dims"
-        )
+        _check_text({"units": units, "long_name": long_name})
+        variables = _variables(coords, "coords")
+        dims = _names(dims, "dims")
+        if not name or name in {*dims, *variables} or name in TAKEN or name.startswith(PARAM):
+            name = "field"  # an output has such a variable for its own
+        return cls(name, shape, dims, variables, units, long_name)._checked("dims", "coords")
 
     @classmethod
     def of_observation(
@@ -95,9 +105,11 @@ class AxisLabels:
             units = fields.units if units is None else units
         if dims is None:
             dims = ("datum",) if len(shape) == 1 else _space(shape, "obs_")
-        return cls(
-            "observed", shape, tuple(dims), _variables(coords or {}), units, long_name
-        )._checked("obs_dims")
+        _check_text({"obs_units": units})
+        variables = _variables(coords, "obs_coords")
+        dims = _names(dims, "obs_dims")
+        labels = cls("observed", shape, dims, variables, units, long_name)
+        return labels._checked("obs_dims", "obs_coords")
 
     @property
     def attrs(self) -> dict[str, str]:
@@ -105,12 +117,18 @@ class AxisLabels:
         attrs = {"units": self.units, "long_name": self.long_name}
         return {key: value for key, value in attrs.items() if value is not None}
 
-    def _checked(self, argument: str) -> Self:
+    def _checked(self, argument: str, coords: str) -> Self:
         size = squeezed(self.shape)
         if len(self.dims) != len(size) or len(set(self.dims)) != len(self.dims):
             raise ValueError(
                 f"'{argument}' must name the {len(size)} axes of size {size}; got {self.dims}"
             )
+        for name in (*self.dims, *self.coords):
+            if name in TAKEN or "/" in name or not name:
+                raise ValueError(
+                    f"'{argument if name in self.dims else coords}' must not use the name "
+                    f"'{name}', which an output has for its own or netCDF cannot hold; rename it"
+                )
         sizes = dict(zip(self.dims, size, strict=True))
         for name, variable in self.coords.items():
             for dim, length in variable.sizes.items():
@@ -134,17 +152,59 @@ def _space(shape: Sequence[int], prefix: str) -> tuple[str, ...]:
     return names if shape[0] == 1 else (f"{prefix}{CHANNEL}", *names)
 
 
-def _variables(coords: Mapping[str, Any]) -> dict[str, xr.Variable]:
+def _names(dims: Any, argument: str) -> tuple[str, ...]:
+    """Names of dimensions."""
+    if isinstance(dims, str) or not isinstance(dims, Sequence):
+        raise TypeError(f"'{argument}' must be a sequence of names; got {dims!r:.60}")
+    if not all(isinstance(dim, str) for dim in dims):
+        raise TypeError(f"'{argument}' must hold text only; got {dims!r:.60}")
+    return tuple(dims)
+
+
+def _check_text(given: Mapping[str, Any]) -> None:
+    for argument, value in given.items():
+        if value is not None and not isinstance(value, str):
+            raise TypeError(f"'{argument}' must be text; got {value!r:.60}")
+
+
+def _variables(coords: Any, argument: str) -> dict[str, xr.Variable]:
     """Coordinates in any of the forms that xarray takes; a bare array lies along its own name."""
-    variables = {}
+    if coords is None:
+        return {}
+    if not isinstance(coords, Mapping):
+        raise TypeError(f"'{argument}' must be a mapping of names to values; got {coords!r:.60}")
+    variables: dict[str, xr.Variable] = {}
     for name, value in coords.items():
-        if isinstance(value, xr.DataArray):
-            value = value.variable
-        if isinstance(value, xr.Variable):
-            variables[name] = value.to_base_variable()
-        elif isinstance(value, tuple) and len(value) > 1 and isinstance(value[0], str | tuple):
-            variables[name] = xr.Variable(*value)
-        else:
-            values = np.asarray(value)
-            variables[name] = xr.Variable((name,) if values.ndim else (), values)
+        if not isinstance(name, str):
+            raise TypeError(f"'{argument}' must have names that are text; got {name!r:.60}")
+        variables[name] = _variable(name, value, argument)
     return variables
+
+
+def _variable(name: str, value: Any, argument: str) -> xr.Variable:
+    if isinstance(value, xr.DataArray):
+        value = value.variable
+    try:
+        if isinstance(value, xr.Variable):
+            variable = value.to_base_variable()
+        elif isinstance(value, tuple) and len(value) > 1 and isinstance(value[0], str | tuple):
+            variable = xr.Variable(*value).to_base_variable()
+        else:
+            values = np.asarray(value.detach().cpu() if isinstance(value, torch.Tensor) else value)
+            variable = xr.Variable((name,) if values.ndim else (), values)
+    except (ValueError, TypeError, AttributeError, RuntimeError) as error:
+        text = " ".join(str(error).split())[:160]
+        raise ValueError(f"'{argument}' has no coordinate in '{name}': {text}") from error
+    kept = variable.dtype.kind in "biufMmSUT"
+    if not kept and variable.dtype.kind == "O":  # text and dates of other calendars
+        kept = all(_storable(item) for item in variable.values.flat)
+    if not kept:
+        raise ValueError(
+            f"coordinate '{name}' in '{argument}' must hold numbers, text or dates, which a file "
+            f"can hold; got {variable.dtype}"
+        )
+    return variable
+
+
+def _storable(item: Any) -> bool:
+    return isinstance(item, str) or type(item).__module__.partition(".")[0] == "cftime"

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
+import pandas as pd
 import torch
 import xarray as xr
 from torch import Tensor
@@ -72,6 +73,9 @@ class LabelledPrior:
                     f"prior.to_dataarray('{CHANNEL}')"
                 )
             (source,) = source.data_vars.values()
+        # A stacked dimension is written as the coordinates that it was stacked of.
+        stacked = [d for d, index in source.indexes.items() if isinstance(index, pd.MultiIndex)]
+        source = source.reset_index([d for d in stacked if d in source.dims])
         if SAMPLE not in source.dims:
             raise ValueError(f"'prior' must have a dimension '{SAMPLE}'; got {tuple(source.dims)}")
         if not 2 <= source.ndim <= 4:

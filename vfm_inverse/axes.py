@@ -1,0 +1,215 @@
+"""Which axis of a file is which axis of the problem, and which value belongs where on it.
+
+Dimensions are matched by their names, by names and CF attributes that mean the same axis
+(``lat``, ``latitude`` and ``y``; ``standard_name``, ``axis``), and one that is left over on both
+sides by elimination. Names that nothing is known of count by their order where the sizes leave no
+doubt. What could be read transposed is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from vfm_inverse.labels import BATCH
+from vfm_inverse.units import converted, same_units
+
+__all__ = ["aligned", "arranged", "axis_of", "is_longitude"]
+
+AXES: dict[str, tuple[str, ...]] = {
+    "x": (
+        "x",
+        "lon",
+        "longitude",
+        "long",
+        "nav_lon",
+        "rlon",
+        "easting",
+        "projection_x_coordinate",
+    ),
+    "y": ("y", "lat", "latitude", "nav_lat", "rlat", "northing", "projection_y_coordinate"),
+    "z": ("z", "depth", "level", "lev", "height", "altitude", "alt", "plev", "pressure"),
+    "t": ("t", "time"),
+}
+"""Axes by the names that they go by, small letters."""
+
+EAST = ("degrees_east", "degree_east", "degree_e", "degrees_e", "degreee", "degreese")
+LATITUDES = ("degrees_north", "degree_north", "degree_n", "degrees_n", "degreen", "degreesn")
+
+
+def axis_of(name: object, attrs: Mapping[Any, Any] | None = None) -> str | None:
+    """``"x"``, ``"y"``, ``"z"`` or ``"t"``, where name or CF attributes say so."""
+    attrs = attrs or {}
+    units = str(attrs.get("units", "")).lower()
+    if units in EAST:
+        return "x"
+    if units in LATITUDES:
+        return "y"
+    said = str(attrs.get("axis", "")).lower()
+    for words in (said, str(attrs.get("standard_name", "")).lower(), str(name).lower()):
+        for axis, names in AXES.items():
+            if words in names:
+                return axis
+    return None
+
+
+def is_longitude(name: object, attrs: Mapping[Any, Any]) -> bool:
+    """Whether a coordinate counts degrees east, of which 360 make a circle."""
+    units = str(attrs.get("units", "")).lower()
+    named = {str(name).lower(), str(attrs.get("standard_name", "")).lower()}
+    longitude = bool(named & {"lon", "long", "longitude", "nav_lon"})
+    return units in EAST or (longitude and units in ("", "degrees", "degree"))
+
+
+def arranged(
+    data: xr.DataArray, dims: Sequence[str], sizes: Sequence[int], coords: Mapping[str, Any]
+) -> xr.DataArray:
+    """Data with the dimensions ``(observation, *dims)``.
+
+    A dimension of length one that the problem has not is dropped; a single longer one counts
+    observations.
+
+    Args:
+        data: as it came.
+        dims, sizes: axes of one observation.
+        coords: of the problem, whose attributes say what its axes are.
+
+    Raises:
+        ValueError: the dimensions do not fit, or do not say which is which.
+    """
+    expected = dict(zip(dims, sizes, strict=True))
+    names = _matched(data, expected, coords)
+    extra = [dim for dim in data.dims if dim not in names and dim != BATCH]
+    for dim in [dim for dim in extra if data.sizes[dim] == 1]:
+        data = data.squeeze(dim)  # its coordinate stays, as a scalar
+        extra.remove(dim)
+    if len(extra) == 1 and BATCH not in data.dims and set(names.values()) == set(dims):
+        names, extra = {**names, extra[0]: BATCH}, []
+        # A coordinate called as the dimension was is one of the observations.
+    found = {names.get(dim, str(dim)): size for dim, size in data.sizes.items() if dim != BATCH}
+    found.pop(BATCH, None)
+    if extra or found != expected:
+        raise ValueError(
+            f"the observation has the dimensions {dict(data.sizes)}; the problem expects "
+            f"{expected}, after a dimension '{BATCH}' where there are several"
+        )
+    renamed = {old: new for old, new in names.items() if old != new}
+    taken = [new for new in renamed.values() if new in data.coords and new not in renamed]
+    data = data.drop_vars(taken).rename(renamed)
+    if BATCH not in data.dims:
+        data = data.expand_dims(BATCH)
+    return data.transpose(BATCH, *dims)
+
+
+def _matched(
+    data: xr.DataArray, expected: Mapping[str, int], coords: Mapping[str, Any]
+) -> dict[Any, str]:
+    """Dimensions of the data to those of the problem."""
+    names: dict[Any, str] = {dim: str(dim) for dim in data.dims if dim in expected}
+    left = [dim for dim in data.dims if dim not in names and dim != BATCH]
+    open_ = [dim for dim in expected if dim not in names.values()]
+    theirs = {dim: axis_of(dim, data[dim].attrs if dim in data.coords else {}) for dim in left}
+    ours = {dim: axis_of(dim, getattr(coords.get(dim), "attrs", {})) for dim in open_}
+    for dim in left:
+        same = [other for other in open_ if theirs[dim] is not None and ours[other] == theirs[dim]]
+        if len(same) == 1 and list(theirs.values()).count(theirs[dim]) == 1:
+            names[dim] = same[0]
+            open_.remove(same[0])
+    left = [dim for dim in left if dim not in names]
+    if len(left) > len(open_):  # what is of length one is no axis
+        left = [dim for dim in left if data.sizes[dim] != 1]
+    if not open_ or len(left) != len(open_):
+        return names
+    known = [dim for dim in left if theirs[dim] is not None]
+    strange = [dim for dim in known if any(ours[other] is not None for other in open_)]
+    sizes = [data.sizes[dim] for dim in left]
+    unnamed = all(str(dim).startswith("dim_") for dim in left)
+    sure = len(left) == 1 or unnamed or len(set(sizes)) == len(sizes)
+    if strange or not sure or sizes != [expected[dim] for dim in open_]:
+        raise ValueError(
+            f"cannot tell which of the observation's dimensions {tuple(map(str, data.dims))} is "
+            f"which of the problem's {tuple(expected)} (sizes {dict(data.sizes)} and "
+            f"{dict(expected)}); rename them"
+        )
+    return names | dict(zip(left, open_, strict=True))
+
+
+def aligned(data: xr.DataArray, coords: Mapping[str, xr.Variable], what: str) -> xr.DataArray:
+    """Data in the order of the problem's coordinates; those that both have must agree.
+
+    Scalar coordinates of time say when, and not what: they may differ.
+
+    Args:
+        data: with the problem's dimensions.
+        coords: of the problem.
+        what: whose coordinates they are, for messages.
+
+    Raises:
+        ValueError: a coordinate differs.
+    """
+    for name, expected in coords.items():
+        if name in data.coords and name in data.dims:
+            found = _values(data[name], expected, name)
+            data = data.isel({name: _order(found, expected.values, name, what)})
+    for name, expected in coords.items():
+        if name not in data.coords or set(data[name].dims) != set(expected.dims):
+            continue
+        if not expected.dims and _says_when(name, expected):
+            continue
+        found = _values(data[name].transpose(*expected.dims), expected, name)
+        if not _close(found, expected.values):
+            raise ValueError(_differs(name, found, expected.values, what))
+    return data
+
+
+def _says_when(name: str, coordinate: xr.Variable) -> bool:
+    stamp = coordinate.dtype.kind in "Mm" or type(coordinate.values.item()).__module__ == "cftime"
+    ensemble = name in ("step", "member", "realization", "realisation", "number")
+    return stamp or ensemble or axis_of(name, coordinate.attrs) == "t"
+
+
+def _values(found: xr.DataArray, expected: xr.Variable, name: str) -> np.ndarray:
+    """The data's coordinate in the units and on the circle of the problem's."""
+    values = found.values
+    if values.dtype.kind not in "fiu" or expected.dtype.kind not in "fiu":
+        return values
+    units, wanted = found.attrs.get("units"), expected.attrs.get("units")
+    if units is not None and wanted is not None and not same_units(units, wanted):
+        values = converted(values.astype(np.float64), units, wanted, f"coordinate '{name}'")
+    if is_longitude(name, expected.attrs) and np.isfinite(expected.values).any():
+        west = float(np.nanmin(expected.values))
+        slack = 1e-6 * 360
+        values = (values.astype(np.float64) - west + slack) % 360 + west - slack
+    return values
+
+
+def _order(found: np.ndarray, expected: np.ndarray, name: str, what: str) -> np.ndarray:
+    """Index that brings ``found`` into the order of ``expected``."""
+    index = np.argsort(found, kind="stable")[np.argsort(np.argsort(expected, kind="stable"))]
+    if not _close(found[index], expected):
+        raise ValueError(_differs(name, found, expected, what))
+    return index
+
+
+def _close(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether coordinates agree; both may be missing at a place."""
+    if a.shape != b.shape:
+        return False
+    if a.dtype.kind in "fiu" and b.dtype.kind in "fiu":
+        # Single precision is what coordinates often pass through on their way.
+        finite = b[np.isfinite(b)]
+        width = float(np.ptp(finite)) if finite.size else 0.0
+        return np.allclose(a, b, rtol=1e-6, atol=1e-6 * width, equal_nan=True)
+    missing = pd.isna(a)
+    if not np.array_equal(missing, pd.isna(b)):
+        return False
+    return bool(np.all((a == b)[~missing])) if a.size else True
+
+
+def _differs(name: str, found: np.ndarray, expected: np.ndarray, what: str) -> str:
+    shown = [np.array2string(values, threshold=6, edgeitems=2) for values in (found, expected)]
+    return f"coordinate '{name}' of {what} is {shown[0]}; the problem has {shown[1]}"

@@ -1,0 +1,169 @@
+"""Whatever holds an observation, as a dataset: netCDF files, xarray, pandas, plain arrays.
+
+NaN, NaT, a fill value (also the library's own, in cells of a file that were never written) and
+what lies outside a stated ``valid_range`` mean: not observed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import netCDF4
+import numpy as np
+import pandas as pd
+import xarray as xr
+from torch import Tensor
+
+from vfm_inverse.arrays import real_array
+from vfm_inverse.labels import BATCH, OBSERVED, squeezed
+from vfm_inverse.netcdf_files import FOREIGN, check_content
+from vfm_inverse.station_tables import table_of
+
+if TYPE_CHECKING:
+    from vfm_inverse.problem import InverseProblem
+
+__all__ = ["Source", "opened"]
+
+Source = str | os.PathLike[str] | xr.Dataset | xr.DataArray | pd.DataFrame | np.ndarray | Tensor
+
+
+@contextmanager
+def opened(source: Any, problem: InverseProblem) -> Iterator[xr.Dataset]:
+    """The source as a dataset, whose values are read when they are needed."""
+    if isinstance(source, xr.Dataset):
+        yield _hidden(source)
+        return
+    if isinstance(source, xr.DataArray):
+        name = OBSERVED if source.name is None or source.name in source.coords else source.name
+        yield _hidden(source.to_dataset(name=name))
+        return
+    if isinstance(source, pd.DataFrame):
+        yield table_of(source)
+        return
+    if not isinstance(source, str | os.PathLike):
+        yield _of_array(source, problem).to_dataset(name=OBSERVED)
+        return
+    if not Path(source).is_file():
+        raise FileNotFoundError(f"there is no observation file '{os.fspath(source)}'")
+    if Path(source).suffix.lower() == ".csv":
+        yield table_of(_read_csv(source))
+        return
+    try:
+        check_content(source)
+        # Only coordinates are ever decoded as times.
+        file = xr.open_dataset(source, engine="netcdf4", decode_times=False)
+    # What a damaged or foreign file raises depends on the library that meets it first.
+    except FOREIGN as error:
+        raise _unreadable(source, error) from error
+    with file:
+        try:
+            dataset = _dated(_hidden(file))
+        except FOREIGN as error:
+            raise _unreadable(source, error) from error
+        yield dataset
+
+
+def _read_csv(source: str | os.PathLike[str]) -> pd.DataFrame:
+    try:
+        return pd.read_csv(source)
+    except PermissionError:
+        raise
+    except (ValueError, OSError, LookupError) as error:  # pandas' own are ValueErrors
+        text = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"'{os.fspath(source)}' is not a readable table of comma-separated values: {text}"
+        ) from error
+
+
+def _unreadable(source: str | os.PathLike[str], error: Exception) -> ValueError:
+    text, name = " ".join(str(error).split())[:300], os.fspath(source)
+    if str(name) in text and isinstance(error, ValueError):
+        return ValueError(text)
+    return ValueError(f"'{name}' is not a readable netCDF file: {text}")
+
+
+def _of_array(source: Any, problem: InverseProblem) -> xr.DataArray:
+    """Plain numbers by position; masked entries are not observed."""
+    labels = problem.observation_labels
+    if isinstance(source, np.ma.MaskedArray) and source.dtype.kind in "fiu":
+        source = np.ma.filled(source.astype(np.float64), np.nan)
+    elif isinstance(source, np.ndarray) and source.dtype.kind == "m":
+        source = np.asarray(source)
+    else:
+        source = real_array(source, "source")
+    size = squeezed(problem.observation_shape)
+    for lead in ((), (BATCH,)):
+        for shape in (size, tuple(problem.observation_shape)):
+            if source.shape[len(lead) :] == shape and source.ndim == len(lead) + len(shape):
+                values = source.reshape(*source.shape[: len(lead)], *size)
+                return xr.DataArray(values, dims=(*lead, *labels.dims))
+    raise ValueError(
+        f"'source' must have shape {size} or (batch, {', '.join(map(str, size))}) for this "
+        f"problem; got {source.shape}"
+    )
+
+
+def _dated(dataset: xr.Dataset) -> xr.Dataset:
+    """Coordinates that count time from a date, decoded; those that cannot be stay numbers."""
+    coords = {}
+    for name, coord in dataset.coords.items():
+        if " since " not in str(coord.attrs.get("units", "")):
+            continue
+        try:
+            coords[name] = xr.decode_cf(dataset[[name]].load(), decode_timedelta=False)[name]
+        except (ValueError, OverflowError, TypeError):
+            continue
+    return dataset.assign_coords({name: coord.variable for name, coord in coords.items()})
+
+
+def _hidden(dataset: xr.Dataset) -> xr.Dataset:
+    """NaN where a variable says that it holds no datum: fill values that nobody decoded, cells of
+    a file that were never written, and what is outside the valid range."""
+    found = {}
+    for name, variable in dataset.data_vars.items():
+        if variable.dtype.kind not in "fiu":
+            continue
+        outside = _outside(variable)
+        if outside is not None:
+            found[name] = variable.where(~outside).assign_attrs(variable.attrs)
+    return dataset.assign(found) if found else dataset
+
+
+def _outside(variable: xr.DataArray) -> xr.DataArray | None:
+    attrs, encoding = variable.attrs, variable.encoding
+    scale = float(encoding.get("scale_factor", 1.0))
+    shift = float(encoding.get("add_offset", 0.0))
+    packed = "scale_factor" in encoding or "add_offset" in encoding
+    stored = np.dtype(encoding.get("dtype", variable.dtype))
+    tests = []
+
+    def limit(value: Any) -> float:
+        """A stated limit, which of packed data is packed too."""
+        return float(value) * scale + shift if packed else float(value)
+
+    for name in ("_FillValue", "missing_value"):
+        for value in np.atleast_1d(attrs.get(name, ())):  # decoded ones are in the encoding
+            tests.append(variable == value)
+    if "source" in encoding and not {"_FillValue", "missing_value"} & set(encoding):
+        code = stored.str[1:]
+        if code in netCDF4.default_fillvals and stored.itemsize > 1:
+            fill = limit(stored.type(netCDF4.default_fillvals[code]))
+            near = abs(fill) * (1e-6 if stored.kind == "f" or packed else 0.0)
+            tests.append(abs(variable - fill) <= near)
+    low, high = attrs.get("valid_min"), attrs.get("valid_max")
+    if "valid_range" in attrs and np.size(attrs["valid_range"]) == 2:
+        low, high = attrs["valid_range"]
+    if low is not None:
+        tests.append(variable < limit(low))
+    if high is not None:
+        tests.append(variable > limit(high))
+    if not tests:
+        return None
+    outside = tests[0]
+    for test in tests[1:]:
+        outside = outside | test
+    return outside

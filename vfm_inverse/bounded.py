@@ -104,9 +104,7 @@ class Box(Transform):
         width = (top - base).where(above & below, 1.0)
         inside = ndtri(((y - base) / width).clamp(edge, 1 - 2 * edge))
         up, down = (y - base).clamp_min(tiny).log(), -(top - y).clamp_min(tiny).log()
-        return torch.where(
-            above, torch.where(below, inside, up), torch.where(below, down, y)
-        )
+        return torch.where(above, torch.where(below, inside, up), torch.where(below, down, y))
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """``log dy/dx`` of each element."""

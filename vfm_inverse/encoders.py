@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from vfm_inverse.gaussian import ContractedNormal
 from vfm_inverse.networks import fresh_mlp
-from vfm_inverse.stations import TableScale, row_columns
 from vfm_inverse.scaling import FittedBuffers, center_and_spread, over
+from vfm_inverse.stations import TableScale, row_columns
 
 __all__ = ["FieldEncoder", "FieldFeatures", "VectorEncoder", "VectorFeatures"]
 
@@ -160,7 +160,11 @@ class FieldFeatures(FittedBuffers):
         """Size of each datum, ``(*obs)`` or ``(1, ...)``: its noise where that is stated by datum,
         and otherwise the spread of all data."""
         stated = params.get("sigma", self._noise)
-        if stated is not None and stated.numel() > 1 and stated.shape[-y.dim() + 1 :] == y.shape[1:]:
+        if (
+            stated is not None
+            and stated.numel() > 1
+            and stated.shape[-y.dim() + 1 :] == y.shape[1:]
+        ):
             sigma = stated.to(y).expand_as(y)
             largest = sigma.amax(0)
             return largest * over(sigma, largest).square().mean(0).sqrt()

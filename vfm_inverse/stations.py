@@ -125,9 +125,7 @@ class TableScale(FittedBuffers):
         self.register_buffer("spread", torch.ones(()))
         self.register_buffer("gain", torch.ones(()))
 
-    def fit(
-        self, y: Tensor, params: Mapping[str, Tensor], adjoint: Callable[..., Tensor]
-    ) -> None:
+    def fit(self, y: Tensor, params: Mapping[str, Tensor], adjoint: Callable[..., Tensor]) -> None:
         """Fit on simulations ``y (n, m)``, and the gain on the data of a field of ones."""
         rows = seen(y, params)
         values = y[rows]

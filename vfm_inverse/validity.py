@@ -41,8 +41,8 @@ import torch
 from torch import Tensor
 
 from vfm_inverse.randomness import seeded
-from vfm_inverse.stations import is_table, row_columns, summary
 from vfm_inverse.scaling import FittedBuffers, center_and_spread
+from vfm_inverse.stations import is_table, row_columns, summary
 
 __all__ = ["FALSE_ALARM", "ValidRange"]
 

@@ -76,8 +76,9 @@ def test_forward_term_encodes_the_truth() -> None:
     problem, vfm = build("adapter", adapter="diagonal", gaussian_start=False)
     objective = Objective(vfm, flow=0.0)
     x, y, _ = problem.simulate(32, seed=1)
-    # An untrained map leaves x alone, and q is N(0, I).
-    expected = 0.5 * (x.square().sum(1) + 3 * torch.log(torch.tensor(2 * torch.pi))).mean()
+    # An untrained map leaves standardised x alone, and q is N(0, I).
+    xi = vfm.whitening.whiten(x)
+    expected = 0.5 * (xi.square().sum(1) + 3 * torch.log(torch.tensor(2 * torch.pi))).mean()
     torch.testing.assert_close(objective(x, y)["forward"], expected)
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,7 +31,7 @@ from torch.distributions import (
 from torch.distributions.transforms import Transform
 from torch.special import ndtr, ndtri
 
-__all__ = ["Box", "Joined", "Simplex", "outside", "support_of", "transform_of"]
+__all__ = ["Box", "Joined", "Simplex", "report_outside", "support_of", "transform_of"]
 
 LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 
@@ -246,14 +247,28 @@ def support_of(prior: object) -> constraints.Constraint | None:
     return None if _ends(prior) is not None else _support(prior)
 
 
-def outside(support: constraints.Constraint, x: Tensor, event_dim: int) -> int:
-    """How many fields ``x (*batch, *event)`` lie outside a support."""
+def report_outside(
+    support: constraints.Constraint | None, x: Tensor, event_dim: int, stacklevel: int = 3
+) -> None:
+    """Say how many of the draws ``x (*batch, *event)`` lie outside a support of :func:`support_of`.
+
+    Warns:
+        UserWarning: some do.
+    """
+    if support is None:
+        return
     try:
         inside = support.check(x)
     except (NotImplementedError, RuntimeError, ValueError):
-        return 0
-    lead = x.dim() - event_dim
-    return int((~inside.reshape(*x.shape[:lead], -1).all(-1)).sum())
+        return
+    inside = inside.reshape(*x.shape[: x.dim() - event_dim], -1).all(-1)
+    if lost := int((~inside).sum()):
+        warnings.warn(
+            f"{lost} of {inside.numel()} draws lie outside the prior's support, "
+            f"{str(support)[:60]}, to which no transform is known; give the problem a 'transform' "
+            "from unbounded values to it",
+            stacklevel=stacklevel,
+        )
 
 
 def _support(prior: Distribution) -> constraints.Constraint | None:

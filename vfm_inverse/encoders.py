@@ -168,7 +168,7 @@ class FieldFeatures(FittedBuffers):
             sigma = stated.to(y).expand_as(y)
             largest = sigma.amax(0)
             return largest * over(sigma, largest).square().mean(0).sqrt()
-        _, spread = center_and_spread(y.reshape(-1))
+        _, spread = center_and_spread(y.reshape(-1, 1))
         return torch.where(spread > 0, spread, 1.0)
 
     def _is_plane(self, shape: tuple[int, ...]) -> bool:

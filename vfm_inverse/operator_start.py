@@ -316,7 +316,15 @@ class TruncatedOperatorStart(LinearStart, SharedBasis):
         pull = adjoint((y.flatten(1) - data.detach()) / noise)
         with torch.no_grad():
             covariance = centred.scale.square()
-            return solve(hessian, pull, lambda r: centred.contract(r, covariance))
+
+            def precondition(r: Tensor) -> Tensor:
+                along = centred.project(r)
+                rest = r - centred.lift(along)
+                # Once more: what rounding left of it along precise directions outweighs them.
+                rest = rest - centred.lift(centred.project(rest))
+                return rest + centred.lift(covariance * along)
+
+            return solve(hessian, pull, precondition)
 
 
 def solve(

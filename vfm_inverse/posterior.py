@@ -33,6 +33,7 @@ from vfm_inverse.adapter import (
     standardize,
     unstandardize,
 )
+from vfm_inverse.bounded import report_outside
 from vfm_inverse.card import CalibrationWarning, Card, standing, weights_fingerprint
 from vfm_inverse.checks import check_batch, check_params
 from vfm_inverse.encoders import FieldFeatures, VectorFeatures
@@ -111,6 +112,7 @@ class PushForward(TorchDistribution):
         event_shape: shape of one field.
         batched: whether the observations came with a batch dimension; without, draws have none
             either (``latent`` keeps its batch of one).
+        stated: support of the prior that ``decode`` may leave; draws that do are reported.
 
     It has no ``log_prob``: the density of a push-forward needs the map's Jacobian determinant.
     With ``observation="adapter"``, ``latent.log_prob`` is the density that importance weights in
@@ -127,8 +129,10 @@ class PushForward(TorchDistribution):
         decode: Callable[[Tensor], Tensor],
         event_shape: torch.Size,
         batched: bool = True,
+        stated: constraints.Constraint | None = None,
     ) -> None:
         self.latent, self._decode, self._batched = latent, decode, batched
+        self._stated = stated
         batch_shape = latent.batch_shape if batched else torch.Size()
         super().__init__(batch_shape, event_shape, validate_args=False)
 
@@ -152,6 +156,7 @@ class PushForward(TorchDistribution):
         for begin in range(0, len(zeta), size):
             rows = slice(begin, begin + size)
             x[rows] = self._decode(unstandardize(self.latent, zeta[rows]))
+        report_outside(self._stated, x, len(self.event_shape))
         return self._finish(x.unflatten(0, sample_shape) if sample_shape else x[0], sample_shape)
 
     def _finish(self, x: Tensor, sample_shape: torch.Size) -> Tensor:
@@ -282,7 +287,11 @@ class VariationalFlowMap(nn.Module):
         y, params, batched = self.batch(y, params)
         answer = self.answer(self.condition(y, params))
         return PushForward(
-            answer.noise, lambda z: self.decode(z, answer), self.event_shape, batched
+            answer.noise,
+            lambda z: self.decode(z, answer),
+            self.event_shape,
+            batched,
+            self.whitening.support,
         )
 
     def batch(self, y: Any, params: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor], bool]:

@@ -28,6 +28,7 @@ from vfm_inverse.objective import PRESETS, Objective
 from vfm_inverse.posterior import VariationalFlowMap
 from vfm_inverse.problem import InverseProblem
 from vfm_inverse.randomness import reseed, seeded
+from vfm_inverse.scaling import center_and_spread, over
 from vfm_inverse.scores import energy_score
 from vfm_inverse.settings import check_settings
 from vfm_inverse.training_files import Row, csv_log, prefixed, read_state, same_start, selected
@@ -221,16 +222,17 @@ class Run:
     @torch.no_grad()
     def validate(self, problem: InverseProblem, num: int, seed: int) -> Tensor:
         """Energy scores ``(num,)`` of the averaged networks on held-out simulations, with the same
-        noise each time."""
+        noise each time: of elements over their spread, so that no unit outweighs another."""
         with seeded(seed + 1):
             x, y, params = problem.simulate(num, split="test")
+            _, spread = center_and_spread(x)
             scores = []
             for rows in torch.arange(num).split(64):
                 part = {name: value[rows] for name, value in params.items()}
                 condition = self.vfm.condition(y[rows], part)
                 answer = self.vfm.answer(condition, self.objective.average)
                 draws = self.vfm.decode(answer.noise.sample((16,)), answer)
-                scores.append(energy_score(draws, x[rows]))
+                scores.append(energy_score(over(draws, spread), over(x[rows], spread)))
         return torch.cat(scores)
 
     def keep_better(self, scores: Tensor) -> None:

@@ -58,7 +58,8 @@ def write_report(
     """
     from jinja2 import Environment
 
-    if "verdict" not in calibration.attrs or "p_adjusted" not in calibration:
+    readable = isinstance(calibration, xr.Dataset) and "verdict" in calibration.attrs
+    if not readable or "p_adjusted" not in calibration:
         raise ValueError("'calibration' must be a report of calibration.calibrate or from_draws")
     own = _figures(calibration)
     if history is not None:

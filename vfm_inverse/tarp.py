@@ -333,6 +333,8 @@ class Tarp:
         flat = y.detach().reshape(len(y), -1).double().cpu()
         # A constant says nothing; what rounding leaves of it must not either.
         flat = flat[:, flat.amax(0) > flat.amin(0)]
+        if not flat.numel():
+            return flat.new_zeros(self.num_references, len(flat))
         flat = flat - flat.mean(0)
         flat = flat / flat.std(0)
         stream = torch.Generator().manual_seed(self._seed(5))

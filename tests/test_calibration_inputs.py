@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vfm_inverse import report as pages
+from vfm_inverse import scores
 from vfm_inverse.calibration import from_draws
+from vfm_inverse.local_tests import local_c2st
 from vfm_inverse.quantities import channel_units, default_quantities, evaluate
+from vfm_inverse.tarp import tarp
 
 FREE = (
     "ranks",
@@ -439,3 +443,50 @@ def test_a_field_that_never_varies(tmp_path: Path) -> None:
     report = from_draws(constant[1:], constant[0], y=y)
     assert report.attrs["verdict"] == "pass" and np.isnan(report.spread_skill)
     pages.write_report(tmp_path / "page.html", report)
+
+
+# -- functions of samples -------------------------------------------------------------------------
+
+SCORES: dict[str, Callable[[Any, Any], Tensor]] = {
+    "crps": scores.crps,
+    "energy": scores.energy_score,
+    "variogram": scores.variogram_score,
+    "field": scores.field_scores,
+    "spread": lambda draws, truth: scores.spread_skill(draws, truth)[0],
+    "skill": lambda draws, truth: scores.spread_skill(draws, truth)[1],
+    "sliced": lambda draws, truth: scores.sliced_wasserstein(draws, draws[:9] * 1.5),
+}
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_scores_of_any_array_and_unit(name: str) -> None:
+    draws, truth = samples(4)
+    score, unit = SCORES[name], 2.0**-99
+    expected = score(draws, truth)
+    found = score(draws.numpy().astype(">f4"), truth.numpy()[..., ::-1].copy()[..., ::-1])
+    torch.testing.assert_close(found, expected)
+    small = score(draws * unit, truth * unit).double() / unit
+    torch.testing.assert_close(small, expected.double(), rtol=1e-4, atol=1e-5)
+    one = score(draws[:, :1] * unit, truth[:1] * unit).double() / unit
+    torch.testing.assert_close(one, score(draws[:, :1], truth[:1]).double(), rtol=1e-4, atol=1e-5)
+    with pytest.raises(TypeError, match="'draws' must hold real numbers; got complex"):
+        score(draws + 1j, truth)
+
+
+def test_joint_and_local_tests_of_any_array_and_unit() -> None:
+    draws, truth = samples(4)
+    y = truth + 1
+    expected = tarp(draws, truth, y=y, num_null=99)
+    xr.testing.assert_identical(
+        expected, tarp(draws.numpy(), truth.numpy(), y=y.numpy(), num_null=99)
+    )
+    unit = 2.0**-99
+    small = tarp(draws * unit, truth * unit, y=y * unit, num_null=99)
+    xr.testing.assert_allclose(expected, small)
+    with pytest.raises(ValueError, match="'y' must be finite; got 120 values not so"):
+        tarp(draws, truth, y=y * np.nan)
+    values = (draws[0], truth, y, draws[:, :1], y[:1])
+    options: dict[str, Any] = {"steps": 5, "num_null": 19}
+    local = local_c2st(*values, **options)
+    for other in ([v.numpy() for v in values], [v * unit for v in values]):
+        xr.testing.assert_allclose(local, local_c2st(*other, **options), rtol=1e-4)

@@ -405,7 +405,8 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     with pytest.raises(KeyboardInterrupt):
         calibrate(dying, problem, 40, 20, **options)
     resumed = calibrate(dying, problem, 40, 20, **options)
-    assert sum(calls) == 40 + calls[4]  # nothing twice but the unit that was interrupted
+    # Nothing twice but the unit that was interrupted and the few draws that tell whose file it is.
+    assert sum(calls) == 40 + calls[4] + 2 * sum(calls[:2])
     whole = calibrate(problem.reference_posterior, problem, 40, 20, chunk=2**10)
     xr.testing.assert_identical(whole, resumed)
     with pytest.raises(ValueError, match="num_draws = 20; expected 30"):
@@ -561,7 +562,7 @@ def test_wrong_input_is_named() -> None:
     draws, truth = torch.zeros(10, 5, 3), torch.zeros(5, 3)
     with pytest.raises(ValueError, match=r"got \(4, 3\) and \(10, 5, 3\)"):
         from_draws(draws, truth[:4])
-    with pytest.raises(TypeError, match="'draws' must be a Tensor.* got list"):
+    with pytest.raises(ValueError, match=r"got \(5, 3\) and \(1,\)"):
         from_draws([1.0], truth)
     draws[2, 3, 1] = torch.nan
     with pytest.raises(ValueError, match="'draws' of simulation 3 must be finite"):

@@ -32,6 +32,8 @@ import xarray as xr
 from torch import Tensor
 from torch.nn import functional
 
+from vfm_inverse.arrays import real_tensor
+from vfm_inverse.quantities import needs_double
 from vfm_inverse.randomness import seeded
 
 __all__ = ["local_c2st", "null_statistics"]
@@ -93,6 +95,16 @@ def local_c2st(
         ValueError: Shapes that do not belong together, values that are not finite, a number below
             its least value, or too few null classifiers for any rejection.
     """
+    draws, truth, y, observed_draws, observed = (
+        real_tensor(value, name).detach()
+        for name, value in {
+            "draws": draws,
+            "truth": truth,
+            "y": y,
+            "observed_draws": observed_draws,
+            "observed": observed,
+        }.items()
+    )
     _check(draws, truth, y, observed_draws, observed)
     least = {"num_null": 1, "steps": 1, "batch_size": 1, "width": 1}
     for (name, low), value in zip(
@@ -250,8 +262,9 @@ def _train(
 
 def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation ``(d,)`` of ``(n, d)``; one where an element is constant."""
-    scale, centre = torch.std_mean(values, dim=0)
-    return centre, torch.where(scale > 0, scale, 1)
+    wide = values.double() if needs_double(values) else values
+    scale, centre = torch.std_mean(wide, dim=0)
+    return centre.to(values), torch.where(scale > 0, scale, 1).to(values)
 
 
 def _check(

@@ -225,7 +225,9 @@ def calibration_maps(report: xr.Dataset, level: float = 0.9) -> Figure:
             continue
         limits: dict[str, Any] = {}
         if cmap == "PuOr" and centre is not None:
-            reach = max(2 * width, float(np.nanmax(np.abs(values - centre), initial=0)))
+            # A field that never varies has no ratios at all.
+            away = float(np.nan_to_num(np.abs(values - centre)).max())
+            reach = max(2 * width, away)
             limits = {"vmin": centre - reach, "vmax": centre + reach}
             if "coverage" in title and centre + reach > 1:  # white stays at the stated share
                 from matplotlib.colors import TwoSlopeNorm

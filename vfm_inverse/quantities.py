@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -243,7 +243,7 @@ def evaluate(
     """
     values = []
     for name, quantity in quantities.items():
-        found = quantity(x, y, **params)
+        found: Any = quantity(x, y, **params)
         plain = isinstance(found, Tensor) and found.is_floating_point()
         wide = None if plain else torch.float64  # counts stay exact
         value = real_tensor(found, f"quantity {name}", dtype=wide, device=x.device).detach()

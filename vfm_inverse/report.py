@@ -58,7 +58,8 @@ def write_report(
     """
     from jinja2 import Environment
 
-    if "verdict" not in calibration.attrs or "p_adjusted" not in calibration:
+    attrs = getattr(calibration, "attrs", {})
+    if "verdict" not in attrs or "p_adjusted" not in calibration:
         raise ValueError("'calibration' must be a report of calibration.calibrate or from_draws")
     own = _figures(calibration)
     if history is not None:

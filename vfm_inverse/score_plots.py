@@ -153,7 +153,7 @@ def spread_skill(report: xr.Dataset) -> Figure:
     """
     spread, error = (report[f"{name}_map"].values.ravel() for name in ("spread", "skill"))
     figure, (axes,) = new_figure((6.6, 3.6))
-    top = 1.05 * float(max(spread.max(), error.max()))
+    top = 1.05 * float(max(spread.max(), error.max())) or 1.0
     noise = 3 / np.sqrt(2 * report.attrs["num_simulations"])
     line = np.array([0.0, top])
     axes.fill_between(
@@ -166,6 +166,7 @@ def spread_skill(report: xr.Dataset) -> Figure:
     )
     axes.plot(line, line, color=GREY, lw=0.8)
     inside = np.abs(error / np.where(spread > 0, spread, np.nan) - 1) <= noise
+    inside |= (spread == 0) & (error == 0)  # what never varies is stated without error
     size = 22 if spread.size <= 64 else 6
     for which, color, label in ((inside, BLUE, "within"), (~inside, VERMILION, "outside")):
         if which.any():

@@ -21,10 +21,14 @@ JMLR 13, 723 (MMD, eq. 3).
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from vfm_inverse.arrays import real_tensor
+from vfm_inverse.quantities import needs_double
 
 __all__ = [
     "crps",
@@ -63,7 +67,7 @@ def crps(draws: Tensor, truth: Tensor, *, fair: bool = True) -> Tensor:
     Returns:
         ``(batch, *event)``.
     """
-    num = _check(draws, truth, least=2 if fair else 1)
+    draws, truth, num = _check(draws, truth, least=2 if fair else 1)
     # The score does not change when draws and truth move together: centring keeps the sums small.
     # Draws go last because sorting along adjacent memory is twice as fast.
     centred = (draws - truth).movedim(0, -1).contiguous().sort(dim=-1).values
@@ -84,7 +88,7 @@ def energy_score(draws: Tensor, truth: Tensor, *, fair: bool = True) -> Tensor:
     Returns:
         ``(batch,)``.
     """
-    num = _check(draws, truth, least=2 if fair else 1)
+    draws, truth, num = _check(draws, truth, least=2 if fair else 1)
     centred = (draws - truth).flatten(2) if draws.ndim > 2 else (draws - truth)[..., None]
     pairs = _pair_sum(centred, centred, lambda distance: distance)
     accuracy = torch.linalg.vector_norm(centred, dim=-1).mean(0)
@@ -108,7 +112,7 @@ def variogram_score(
     """
     if order <= 0:
         raise ValueError(f"'order' must be positive; got {order}")
-    num = _check(draws, truth, least=1)
+    draws, truth, num = _check(draws, truth, least=1)
     draws, truth = draws.flatten(2), truth.flatten(1)
     batch, dim = truth.shape
     if weights is not None and weights.shape != (dim, dim):
@@ -138,7 +142,7 @@ def field_scores(draws: Tensor, truth: Tensor) -> Tensor:
     Returns:
         ``(batch, 3)``, float64.
     """
-    num = _check(draws, truth, least=2)
+    draws, truth, num = _check(draws, truth, least=2)
     centred = (draws - truth).reshape(num, len(truth), -1)
     lags = np.unique(np.linspace(1, num // 2, min(PARTNERS, num // 2)).round().astype(int))
     apart = torch.zeros(len(truth), dtype=torch.float64, device=draws.device)
@@ -186,7 +190,7 @@ def spread_skill(draws: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         ``(spread, skill)``, each ``(*event)`` in the unit of the field.
     """
-    num = _check(draws, truth, least=2)
+    draws, truth, num = _check(draws, truth, least=2)
     variance, mean = torch.var_mean(draws, dim=0)
     spread = (variance.mean(0) * (1 + 1 / num)).sqrt()
     return spread, (mean - truth).square().mean(0).sqrt()
@@ -219,8 +223,9 @@ def sliced_wasserstein(
         raise ValueError(f"'order' must be at least 1; got {order}")
     x, z = _two_sets(draws, reference)
     generator = None if seed is None else torch.Generator().manual_seed(seed)
-    directions = torch.randn(x.shape[-1], num_projections, generator=generator, dtype=x.dtype)
-    directions = torch.nn.functional.normalize(directions, dim=0).to(x.device)
+    given = real_tensor(draws, "draws").dtype  # the same directions in every unit
+    directions = torch.randn(x.shape[-1], num_projections, generator=generator, dtype=given)
+    directions = torch.nn.functional.normalize(directions, dim=0).to(x)
     x, z = (x @ directions).sort(dim=0).values, (z @ directions).sort(dim=0).values
     n, m = len(x), len(z)
     if n == m:
@@ -300,18 +305,24 @@ def _lag_distance(x: Tensor, lag: int) -> Tensor:
     return torch.cat(found)
 
 
-def _two_sets(draws: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+def _two_sets(draws: Any, reference: Any) -> tuple[Tensor, Tensor]:
+    draws, reference = real_tensor(draws, "draws"), real_tensor(reference, "reference")
     if draws.ndim < 2 or draws.shape[1:] != reference.shape[1:]:
         raise ValueError(
             "'reference' must have the batch and event shape of 'draws' (num, batch, *event); "
             f"got {tuple(reference.shape)} for draws {tuple(draws.shape)}"
         )
+    if draws.dtype != reference.dtype or needs_double(draws[:8]):
+        draws, reference = draws.double(), reference.double()
     if draws.ndim == 2:
         return draws[..., None], reference[..., None]
     return draws.flatten(2), reference.flatten(2)
 
 
-def _check(draws: Tensor, truth: Tensor, *, least: int) -> int:
+def _check(draws: Any, truth: Any, *, least: int) -> tuple[Tensor, Tensor, int]:
+    """Both as tensors of one type, in double precision where single cannot hold their squares, and
+    the number of draws."""
+    draws, truth = real_tensor(draws, "draws"), real_tensor(truth, "truth")
     if draws.ndim < 2 or draws.shape[1:] != truth.shape:
         raise ValueError(
             "'truth' must have the shape of one draw; got "
@@ -319,4 +330,6 @@ def _check(draws: Tensor, truth: Tensor, *, least: int) -> int:
         )
     if len(draws) < least:
         raise ValueError(f"'draws' must hold at least {least} draws; got {len(draws)}")
-    return len(draws)
+    if draws.dtype != truth.dtype or needs_double(draws[:8]) or needs_double(truth):
+        draws, truth = draws.double(), truth.double()
+    return draws, truth, len(draws)

@@ -82,7 +82,8 @@ class Tally:
         climatology: Baseline of the scores, unless :meth:`add` is given one.
         local: Keep the quantities of some draws of every simulation, for the local tests.
         memory: Rough limit in bytes for the working copies of a sort.
-        wide: Compute in double precision, for numbers whose squares leave single precision.
+        wide, wide_y: Compute in double precision, for fields and for observations whose squares
+            leave single precision.
 
     Attributes:
         single: What each simulation left, ``(N, ...)`` by name; NaN or -1 where it has not come.
@@ -104,10 +105,11 @@ class Tally:
         local: bool = False,
         memory: int = 2**30,
         wide: bool = False,
+        wide_y: bool = False,
     ) -> None:
         self.quantities, self.num_draws, self.seed = dict(quantities), num_draws, seed
         self.joint, self.climatology, self.local = joint, climatology, local
-        self.memory, self.wide = memory, wide
+        self.memory, self.wide, self.wide_y = memory, wide, wide_y
         # At least ten simulations a bin keep the chi-square approximation good.
         self.num_bins = max(2, min(20, num_simulations // 10, num_draws + 1))
         # A stream of ties for every simulation: blocks of any size break them alike.
@@ -187,7 +189,11 @@ class Tally:
         if self.local and y is not None:
             kept = values[: 1 + LOCAL_DRAWS].movedim(0, 1)
             self._keep("values", rows, kept.cpu().numpy())
-            self._keep("features", rows, observation_features(y).cpu().numpy())
+            self._keep(
+                "features",
+                rows,
+                observation_features(y.double() if self.wide_y else y).cpu().numpy(),
+            )
 
         field = Marginals(*(value.reshape(block, *event) for value in element))
         spread = field.variance.double() * (1 + 1 / self.num_draws)

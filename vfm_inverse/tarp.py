@@ -37,6 +37,8 @@ import xarray as xr
 from torch import Tensor
 
 from vfm_inverse import ranks
+from vfm_inverse.arrays import real_tensor
+from vfm_inverse.quantities import needs_double
 
 __all__ = ["Tarp", "tarp"]
 
@@ -91,6 +93,9 @@ def tarp(
     Raises:
         ValueError: Shapes that do not belong together, values that are not finite, too few draws.
     """
+    draws, truth = real_tensor(draws, "draws").detach(), real_tensor(truth, "truth").detach()
+    y = None if y is None else real_tensor(y, "y")
+    references = None if references is None else real_tensor(references, "references").detach()
     if draws.ndim < 2 or draws.shape[1:] != truth.shape:
         raise ValueError(
             "'truth' must be (num_simulations, *event) and 'draws' (num_draws, num_simulations, "
@@ -101,6 +106,8 @@ def tarp(
             f"'references' must be (num_sets, {', '.join(map(str, truth.shape))}); "
             f"got {tuple(references.shape)}"
         )
+    if needs_double(truth):
+        draws, truth = draws.double(), truth.double()
     num_draws, num_simulations = draws.shape[:2]
     tally = Tarp(
         num_draws,
@@ -150,6 +157,8 @@ class Tarp:
                 raise ValueError(f"'{name}' must be at least {low}; got {value}")
         if y is not None and len(y) != num_simulations:
             raise ValueError(f"'y' must hold {num_simulations} observations; got {len(y)}")
+        if y is not None and not bool(y.isfinite().all()):
+            raise ValueError(f"'y' must be finite; got {int((~y.isfinite()).sum())} values not so")
         self.num_draws, self.num_null, self.seed = num_draws, num_null, seed
         self.num_simulations, self.num_references = num_simulations, num_references
         # A stream for every simulation: blocks of any size use the same random numbers.
@@ -333,6 +342,8 @@ class Tarp:
         flat = y.detach().reshape(len(y), -1).double().cpu()
         # A constant says nothing; what rounding leaves of it must not either.
         flat = flat[:, flat.amax(0) > flat.amin(0)]
+        if not flat.numel():
+            return flat.new_zeros(self.num_references, len(flat))
         flat = flat - flat.mean(0)
         flat = flat / flat.std(0)
         stream = torch.Generator().manual_seed(self._seed(5))

@@ -33,6 +33,10 @@ def one_array(value: Any, name: str, variable: str | None = None) -> Any:
         value = group.to_dataset() if hasattr(group, "to_dataset") else group
     if isinstance(value, xr.Variable):
         value = xr.DataArray(value)
+    if isinstance(value, xr.DataArray) and all(
+        dim == f"dim_{axis}" for axis, dim in enumerate(value.dims)
+    ):
+        return value.values  # names that xarray made up: the order counts
     if not isinstance(value, xr.Dataset):
         return value
     names = [str(key) for key in value.data_vars]

@@ -33,6 +33,7 @@ from vfm_inverse.calibration.results import make_report
 from vfm_inverse.calibration.settings import (
     check_counts,
     check_flags,
+    check_functions,
     check_quantities,
     seed_of,
     whole,
@@ -92,12 +93,9 @@ def posterior_sbc(
     seed, chunk = seed_of(seed), whole(chunk, "chunk", 1)
     check_flags(progress=progress)
     check_quantities(quantities)
-    for name, function in (("posterior_fn", posterior_fn), ("both", both)):
-        if not (callable(function) or (function is None and name == "both")):
-            raise TypeError(
-                f"'{name}' must be a function that returns a posterior; got "
-                f"{type(function).__name__}"
-            )
+    check_functions(posterior_fn=posterior_fn)
+    if both is not None:
+        check_functions(both=both)
     y, given = problem.check_observation(y, params)
     if len(y) != 1:
         raise ValueError(f"'y' must hold one observation; got {len(y)}")

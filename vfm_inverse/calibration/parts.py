@@ -57,12 +57,14 @@ def read_part(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        OSError: It cannot be read.
+        OSError: It cannot be read, or is a folder or a device.
         ValueError: It is no file of :func:`write_part`, or not as it was written.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"no calibration at {path}")
+    if not path.is_file():
+        raise OSError(f"cannot read the calibration '{path}': it is no file")
     try:
         whole = path.read_bytes()
     except OSError as error:

@@ -207,7 +207,7 @@ def _score_table(values: np.ndarray, baseline: np.ndarray, names: np.ndarray) ->
 
 def _spread_skill(spread: np.ndarray, skill: np.ndarray) -> dict[str, Any]:
     """Root of mean variance over mean squared error, and its standard error (delta method)."""
-    if not skill.mean() > 0:
+    if not 0 < skill.mean() < np.inf:
         return {"spread_skill": ((), np.nan), "spread_skill_error": ((), np.nan)}
     square = spread.mean() / skill.mean()
     error = (spread - square * skill).std(ddof=1) / np.sqrt(len(skill)) / skill.mean()

@@ -53,9 +53,9 @@ def from_draws(
         draws: ``(num_draws, num_simulations, *event)``, of any real type: NumPy, torch,
             ``xarray.DataArray`` or lists; an ``xarray.Dataset``, of which one variable is taken;
             or an object with a group ``posterior``, as ArviZ has it (``InferenceData`` or
-            ``DataTree``). Labelled dimensions are matched by name: ``draw`` (or ``chain`` and ``draw``, joined, or ``sample``) and
-            ``simulation`` (or ``observation``); the others are the field's. Without a dimension of
-            these names the order counts.
+            ``DataTree``). Labelled dimensions are matched by name: ``draw`` (or ``chain`` and
+            ``draw``, joined, or ``sample``) and ``simulation`` (or ``observation``); the others
+            are the field's. Without a dimension of these names the order counts.
         truth: ``(num_simulations, *event)``, of any of these types but the last. Labelled, it is
             put in the order of the draws, dimensions by name and values by coordinate, which may
             have gone through single precision; other places and other units are refused. Truth

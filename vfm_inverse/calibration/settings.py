@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import numbers
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +9,16 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-__all__ = ["check_counts", "check_flags", "check_quantities", "seed_of", "shard_of", "whole"]
+__all__ = [
+    "check_counts",
+    "check_flags",
+    "check_functions",
+    "check_quantities",
+    "level_of",
+    "seed_of",
+    "shard_of",
+    "whole",
+]
 
 
 def whole(given: Any, name: str, least: int, most: int | None = None) -> int:
@@ -23,7 +31,7 @@ def whole(given: Any, name: str, least: int, most: int | None = None) -> int:
     value = _number(given)
     if value is None:
         raise TypeError(f"'{name}' must be a whole number; got {_shown(given)}")
-    if not math.isfinite(value) or value != int(value):
+    if isinstance(value, float) and not value.is_integer():
         raise ValueError(f"'{name}' must be a whole number; got {value}")
     if value < least:
         raise ValueError(f"'{name}' must be at least {least}; got {value}")
@@ -83,6 +91,19 @@ def check_flags(**flags: Any) -> None:
     for name, value in flags.items():
         if not isinstance(value, bool | np.bool_):
             raise TypeError(f"'{name}' must be True or False; got {_shown(value)}")
+
+
+def check_functions(**functions: Any) -> None:
+    """Refuse what cannot be called for a posterior.
+
+    Raises:
+        TypeError: one of them is another thing.
+    """
+    for name, function in functions.items():
+        if not callable(function):
+            raise TypeError(
+                f"'{name}' must be a function that returns a posterior; got {_shown(function)}"
+            )
 
 
 def check_quantities(quantities: Any) -> None:

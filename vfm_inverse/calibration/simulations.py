@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,6 +30,7 @@ from vfm_inverse.calibration.results import make_report
 from vfm_inverse.calibration.settings import (
     check_counts,
     check_flags,
+    check_functions,
     check_quantities,
     seed_of,
     shard_of,
@@ -129,12 +131,11 @@ def calibrate(
     shard = shard_of(shard)
     check_flags(joint=joint, local=local, resume=resume, progress=progress)
     check_quantities(quantities)
-    for name, function in (("posterior_fn", posterior_fn), ("baseline", baseline)):
-        if not (callable(function) or (function is None and name == "baseline")):
-            raise TypeError(
-                f"'{name}' must be a function (y, **params) -> posterior; got "
-                f"{type(function).__name__}"
-            )
+    check_functions(posterior_fn=posterior_fn)
+    if baseline is not None:
+        check_functions(baseline=baseline)
+    if not isinstance(path, str | PathLike | None):
+        raise TypeError(f"'path' must be the path of a file; got {type(path).__name__}")
     held = read_part(path) if path is not None and resume and Path(path).exists() else None
     if seed is None:
         base = int(torch.randint(2**31, ())) if held is None else held[1]["seed"]
@@ -206,7 +207,8 @@ class Run:
         if (num := sum(rows.stop - rows.start for rows in mine)) < 2:
             raise ValueError(
                 f"'shard' {shard} would hold {num} of {len(self.x)} simulations, and a report "
-                f"needs 2: take fewer parts than the {len(self.units())} units, or a smaller 'chunk'"
+                f"needs 2: take fewer parts than the {len(self.units())} units, or a smaller "
+                "'chunk'"
             )
 
     def identity(self, quantities: Mapping[str, Quantity]) -> dict[str, str]:
@@ -337,6 +339,7 @@ def new_tally(
         local=local,
         memory=memory,
         wide=wide,
+        wide_y=local and y is not None and needs_double(y),
     )
 
 

@@ -197,7 +197,7 @@ def test_bad_observations_are_refused_by_name() -> None:
             r"'y' must have shape \(\*batch, 1, 4, 4\); got \(2, 1, 4, 3\)",
         ),
         (y, {}, r"takes the parameters \['mask'\]; missing \['mask'\]"),
-        (y, {"mask": mask, "sigma": mask}, "parameters must be"),
+        (y, {"mask": mask, "sigma": mask}, r"unknown \['sigma'\]"),
         (y, {"mask": mask[:1]}, "'mask' must have shape"),
         (y.double(), {"mask": mask}, "'y' must be torch.float32 on cpu"),
         (hole, {"mask": mask}, "'y' must be finite; got 1 values"),

@@ -5,17 +5,16 @@ All are brought to the problem's device and type here, once; what is behind it m
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vfm_inverse.arrays import real_array, real_tensor
+from vfm_inverse.settings import Setting
 
 __all__ = [
-    "check_number",
     "check_setting",
     "shorten",
     "check_axes",
@@ -157,9 +156,13 @@ def check_drawn(
 
 
 def check_fields(
-    x: Any, shape: Sequence[int], *, dtype: torch.dtype, device: torch.device | str
+    x: Any,
+    shape: Sequence[int],
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str,
 ) -> tuple[Tensor, torch.Size]:
-    """Fields ``(*batch, *shape)`` and their batch shape.
+    """Fields ``(*batch, *shape)`` in the type given or their own, and their batch shape.
 
     Raises:
         TypeError: ``x`` holds no real numbers.
@@ -175,23 +178,12 @@ def check_fields(
 
 
 def check_integer(value: Any, name: str, least: int | None = None) -> int:
-    """An integer; also a float or an array of one number that is one.
+    """An integer; also a number of another type that is one.
 
     Raises:
-        TypeError: it is no number.
         ValueError: it is no integer, or below ``least``.
     """
-    wanted = "an integer" + ("" if least is None else f" of at least {least}")
-    try:
-        number = float("nan") if isinstance(value, bool | str | bytes) else float(value)
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"'{name}' must be {wanted}; got {_kind(value)}") from None
-    if math.isnan(number) or math.isinf(number) or number != int(number):
-        raise ValueError(f"'{name}' must be {wanted}; got {_kind(value)}")
-    exact = value if isinstance(value, int) else int(number)
-    if least is not None and exact < least:
-        raise ValueError(f"'{name}' must be {wanted}; got {exact}")
-    return exact
+    return int(Setting(int, least).check(name, value))
 
 
 def check_axes(shape: torch.Size) -> None:
@@ -220,40 +212,20 @@ def check_axes(shape: torch.Size) -> None:
         )
 
 
-def check_number(value: Any, name: str) -> float:
-    """A finite real number; also an array of one.
-
-    Raises:
-        TypeError: it is no number.
-        ValueError: it is not finite, or a boolean.
-    """
-    try:
-        number = float("nan") if isinstance(value, bool | str | bytes) else float(value)
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"'{name}' must be a number; got {_kind(value)}") from None
-    if not math.isfinite(number):
-        raise ValueError(f"'{name}' must be a finite number; got {_kind(value)}")
-    return value if isinstance(value, int | float) else number
-
-
 def check_setting(value: Any, name: str, kind: Any) -> Any:
-    """A setting that is annotated as ``kind``: integers, numbers, booleans, text and choices are
-    checked, and all else handed on.
+    """A setting that is annotated as ``kind``: integers, numbers, booleans and text are checked,
+    and all else handed on.
 
     Raises:
-        TypeError: it is of another type.
-        ValueError: it is none of the choices, not finite, or no integer.
+        TypeError: it is no text.
+        ValueError: it is not finite, no integer, or no boolean.
     """
-    if get_origin(kind) is Literal:
-        if value not in get_args(kind):
-            raise ValueError(f"'{name}' must be one of {get_args(kind)}; got {_kind(value)}")
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return value
-    if kind is int:
-        return check_integer(value, name)
-    if kind is float:
-        return check_number(value, name)
-    if kind in (bool, str) and not isinstance(value, kind):
-        raise TypeError(f"'{name}' must be a {kind.__name__}; got {_kind(value)}")
+    if kind in (int, float, bool):
+        return Setting(kind).check(name, value)
+    if kind is str and not isinstance(value, str):
+        raise TypeError(f"'{name}' must be text; got {_kind(value)}")
     return value
 
 

@@ -89,7 +89,7 @@ class Likelihood:
                 "the physics returns complex numbers; an observation must be real: give real and "
                 "imaginary part as two channels, as with torch.view_as_real"
             )
-        mean = mean.to(x.dtype)
+        mean = mean.to(x.dtype.to_real())  # of some operators the field is complex
         mask = per_field.get("mask", stored_mask) if self._masks_noise else None
         if mask is not None:
             if mask.dim() < mean.dim():  # MultiCoilMRI: one mask for all coils

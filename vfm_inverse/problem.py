@@ -35,7 +35,7 @@ from vfm_inverse.labels import AxisLabels
 from vfm_inverse.observation_model import ObservationModel
 from vfm_inverse.priors import LabelledPrior, LogPrior, Prior, moments, samplers
 from vfm_inverse.randomness import seeded
-from vfm_inverse.simulation import ENOUGH, Simulations, SimulationWarning
+from vfm_inverse.simulation import ENOUGH, Simulations, SimulationWarning, stream_of
 
 __all__ = ["InverseProblem", "SimulationWarning"]
 
@@ -230,7 +230,7 @@ class InverseProblem:
     def sample_prior(self, num: int, *, split: Split = "train", seed: int | None = None) -> Tensor:
         """Draw fields ``(num, *field_shape)`` from the prior of the split."""
         num = check_integer(num, "num", 1)
-        with seeded(_stream(seed, split)):
+        with seeded(stream_of(seed, split)):
             return self._sample_prior(num, split)
 
     def sample_params(self, num: int, *, seed: int | None = None) -> Params:
@@ -260,7 +260,7 @@ class InverseProblem:
                 simulations were made.
         """
         num = check_integer(num, "num", 1)
-        with seeded(_stream(seed, split)):
+        with seeded(stream_of(seed, split)):
             return self.simulations(num, split)
 
     def record(self, num: int, *, seed: int | None = None) -> InverseProblem:
@@ -284,7 +284,7 @@ class InverseProblem:
     def log_likelihood(self, x: Tensor, y: Tensor, **params: Tensor) -> Tensor:
         """``log p(y | x)`` in nats, ``(*batch,)``, for ``x`` ``(*batch, *field_shape)``.
 
-        ``y`` broadcasts against ``(*batch, *observation_shape)``.
+        ``y`` broadcasts against ``(*batch, *observation_shape)``. In the type of ``x``.
 
         Raises:
             ValueError: the problem has a simulator only, or shapes do not fit.
@@ -294,8 +294,8 @@ class InverseProblem:
                 "this problem has a simulator and no likelihood; give 'physics' or 'likelihood' "
                 "to use what needs a density"
             )
-        x, _ = check_fields(x, self.field_shape, dtype=self.dtype, device=self.device)
-        y = real_tensor(y, "y", dtype=self.dtype, device=self.device)
+        x, _ = check_fields(x, self.field_shape, device=self.device)
+        y = real_tensor(y, "y", dtype=x.dtype, device=self.device)
         return self.likelihood(x, **params).log_prob(y)
 
     def reference_posterior(self, y: Tensor, **params: Tensor) -> Distribution | None:
@@ -399,14 +399,3 @@ def _rebuilt(
     rebuild: Callable[[], InverseProblem], device: str, dtype: torch.dtype
 ) -> InverseProblem:
     return rebuild().to(device, dtype)
-
-
-def _stream(seed: int | None, split: str) -> int | None:
-    """Seed of a split: the two splits of one seed are different streams."""
-    if split not in ("train", "test"):
-        raise ValueError(f"'split' must be 'train' or 'test'; got {split!r}")
-    seed = None if seed is None else check_integer(seed, "seed")
-    if seed is None or split == "train":
-        return seed
-    # torch's CPU generator looks at the lower 32 bits of a seed only.
-    return seed ^ 0x7E57_7E57

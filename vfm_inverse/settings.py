@@ -40,10 +40,10 @@ class Setting:
             ends.append(f"above {self.low:g}" if self.open_low else f"at least {self.low:g}")
         if self.high is not None and self.high != MAX_SEED:
             ends.append(f"below {self.high:.6g}" if self.open_high else f"at most {self.high:.6g}")
-        noun = "an integer of " if self.kind is int else "a number of "
+        noun = "an integer" if self.kind is int else "a number"
         # "a number above 0", "an integer of at least 1"
-        noun = noun.replace("of ", "") if ends and self.open_low else noun
-        return noun + " and ".join(ends) + " or None" * self.optional
+        of = "" if not ends else " " if self.open_low else " of "
+        return noun + of + " and ".join(ends) + " or None" * self.optional
 
     def check(self, name: str, value: Any, section: str | None = None) -> Any:
         """The value as ``kind``: NumPy's numbers, and floats without a fraction, are integers too.

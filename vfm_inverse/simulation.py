@@ -14,10 +14,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from vfm_inverse.checks import check_integer
 from vfm_inverse.observation_model import ObservationModel
 from vfm_inverse.randomness import seeded
 
-__all__ = ["Simulations", "SimulationWarning"]
+__all__ = ["Simulations", "SimulationWarning", "stream_of"]
 
 Simulated = tuple[Tensor, Tensor, dict[str, Tensor]]
 
@@ -118,3 +119,18 @@ class Simulations:
 def infinite_rows(y: Tensor) -> Tensor:
     """Which observations ``(num, *obs)`` hold a number that is not finite, as indices."""
     return (~torch.isfinite(y.flatten(1)).all(1)).nonzero().squeeze(1)
+
+
+def stream_of(seed: int | None, split: str) -> int | None:
+    """Seed of a split: the two splits of one seed are different streams.
+
+    Raises:
+        ValueError: an unknown split, or a seed that is no integer.
+    """
+    if split not in ("train", "test"):
+        raise ValueError(f"'split' must be 'train' or 'test'; got {split!r}")
+    seed = None if seed is None else check_integer(seed, "seed")
+    if seed is None or split == "train":
+        return seed
+    # torch's CPU generator looks at the lower 32 bits of a seed only.
+    return seed ^ 0x7E57_7E57

@@ -53,7 +53,10 @@ def table_of(frame: pd.DataFrame) -> xr.Dataset:
         raise TypeError(f"the table's columns must have names; got {wrong[0]!r:.60}")
     columns = {name: np.asarray(frame[name]) for name in frame.columns}
     return xr.Dataset(
-        {k: ("station", v if v.dtype.kind == "c" else _plain(frame[k])) for k, v in columns.items()}
+        {
+            k: ("station", v if v.dtype.kind == "c" else _plain(frame[k]))
+            for k, v in columns.items()
+        }
     )
 
 

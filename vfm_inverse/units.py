@@ -88,7 +88,7 @@ def duration(values: np.ndarray, units: str, name: str) -> np.ndarray:
     """
     for code, names in DURATIONS.items():
         if units.strip().lower() in names:
-            return values.astype("timedelta64[ns]") / np.timedelta64(1, code)
+            return np.asarray(values / np.array(1, f"m8[{code}]"), dtype=np.float64)
     raise ValueError(
         f"{name} holds durations, and the problem is in '{units}', no unit of time; divide them "
         "by a unit, as in values / numpy.timedelta64(1, 's')"

@@ -24,7 +24,7 @@ from vfm_inverse.problem import InverseProblem, SimulationWarning
 
 SMALL = {"num_simulations": 200, "width": 8, "depth": 1, "seed": 0}
 LAW = MultivariateNormal(torch.zeros(3), torch.eye(3))
-SAMPLES = LAW.sample((400,))
+SAMPLES = torch.randn(400, 3, generator=torch.Generator().manual_seed(0))
 
 
 def noisy(x: Tensor) -> Tensor:
@@ -340,10 +340,10 @@ def fails_above(level: float) -> Callable[..., Tensor]:
 
 @pytest.mark.parametrize("start", [True, False])
 def test_simulations_that_are_not_finite_are_left_out_and_counted(start: bool) -> None:
-    problem = InverseProblem(
-        SAMPLES, simulator=fails_above(1.0), params=lambda num: {"gain": 1 + torch.rand(num)}
-    )
-    with pytest.warns(SimulationWarning, match=r"of 20\d\d simulations|were not finite"):
+    with pytest.warns(SimulationWarning, match=r"\d+ of \d+ simulations were not finite"):
+        problem = InverseProblem(
+            SAMPLES, simulator=fails_above(1.0), params=lambda num: {"gain": 1 + torch.rand(num)}
+        )
         x, y, params = problem.simulate(1000, seed=0)
     assert bool(y.isfinite().all()) and float(x[:, 0].max()) <= 1.0
     assert torch.equal(y, x * params["gain"][:, None])  # each with its own parameter

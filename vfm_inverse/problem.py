@@ -35,7 +35,7 @@ from vfm_inverse.labels import AxisLabels
 from vfm_inverse.observation_model import ObservationModel
 from vfm_inverse.priors import LabelledPrior, LogPrior, Prior, moments, samplers
 from vfm_inverse.randomness import seeded
-from vfm_inverse.simulation import ENOUGH, Simulations, SimulationWarning, stream_of
+from vfm_inverse.simulation import Simulations, SimulationWarning, stream_of
 
 __all__ = ["InverseProblem", "SimulationWarning"]
 
@@ -168,11 +168,7 @@ class InverseProblem:
             key: value.dtype for key, value in example.items() if not value.is_floating_point()
         }
         self.simulations = Simulations(self._simulate, self._model)
-        if bool(torch.isfinite(y).all()):
-            self.simulations.check_seeds()
-        else:
-            with seeded(0):
-                self.simulations(ENOUGH, "train")
+        self.simulations.try_out(y)
 
         labelled = LabelledPrior.read(prior) if isinstance(prior, LABELLED) else None
         self.field_labels = AxisLabels.of_field(

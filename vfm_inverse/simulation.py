@@ -81,8 +81,20 @@ class Simulations:
             )
         return x, y, params
 
-    def check_seeds(self) -> None:
-        """Warn where equal seeds give other simulations, unless a simulation takes long."""
+    def try_out(self, y: Tensor) -> None:
+        """After the first observations: whether most are finite, and whether equal seeds give
+        equal simulations, unless one takes long.
+
+        Raises:
+            ValueError: more than half of the simulations are not finite.
+
+        Warns:
+            SimulationWarning: some are not finite, or something does not follow the seed.
+        """
+        if len(infinite_rows(y)):
+            with seeded(0):
+                self(ENOUGH, "train")
+            return
         begin = time.monotonic()
         found: list[dict[str, list[Tensor]]] = []
         for _ in range(2):

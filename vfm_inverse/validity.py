@@ -267,7 +267,7 @@ def _parameters(y: Tensor, params: Mapping[str, Tensor]) -> Iterator[Tensor]:
             count = seen.flatten(1).sum(1)
             mean = torch.where(count > 0, total / count, value.flatten(1).mean(1))
             value = torch.where(seen, value, mean.view(-1, *(1,) * (y.dim() - 1)))
-        yield value.reshape(len(value), -1)
+        yield value.reshape(len(value), -1).to(y.dtype)  # integers have a range too
 
 
 def _away(deviation: Tensor, spread: Tensor) -> Tensor:

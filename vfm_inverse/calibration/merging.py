@@ -51,8 +51,9 @@ def merge(
     check_flags(partial=partial)
     if isinstance(paths, str | Path):
         paths = [paths]
-    if not isinstance(paths, Sequence) or not all(isinstance(p, str | Path) for p in paths):
-        raise TypeError(f"'paths' must be paths of files; got {type(paths).__name__}")
+    given: Any = paths
+    if not isinstance(given, Sequence) or not all(isinstance(p, str | Path) for p in given):
+        raise TypeError(f"'paths' must be paths of files; got {type(given).__name__}")
     if problem is not None:
         check_problem(problem)
     if not paths:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -253,21 +251,39 @@ def test_a_place_that_cannot_be_written_to_is_known_before_the_work(tmp_path: Pa
 
 
 SCRIPT = """
-import sys, time
-import torch
+import os, signal, sys, time
+import numpy as np, torch
+from pathlib import Path
 from tests.test_calibration_runs import exact, problem
 from vfm_inverse.calibration import calibrate, simulations
+from vfm_inverse.calibration.parts import read_part
 
+path, kills = Path(sys.argv[1]), int(sys.argv[2])
 simulations.SAVE_SECONDS = 0.0
 torch.set_num_threads(1)
+generator, held, finished = np.random.default_rng(0), 0, 0
 
 def slow(y):
-    time.sleep(0.02)
+    time.sleep(0.005)
     return exact(y)
 
-print("ready", flush=True)
-calibrate(slow, problem(), 200, 20, chunk=240, path=sys.argv[1])
-print("done", flush=True)
+for kill in range(kills):
+    child = os.fork()
+    if child == 0:
+        calibrate(slow, problem(), 200, 20, chunk=240, path=path)
+        os._exit(0)
+    time.sleep(float(generator.uniform(0.0, 1.0)))
+    os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    done = int(read_part(path)[0]["seen"].sum()) if path.exists() else 0
+    assert done >= held, (done, held)
+    held = done
+    if status == 0 or done == 200:
+        assert done == 200
+        path.rename(f"{path}.{finished}")
+        held, finished = 0, finished + 1
+calibrate(exact, problem(), 200, 20, chunk=240, path=path)
+print("killed", kills, "finished", finished)
 """
 
 
@@ -275,28 +291,14 @@ print("done", flush=True)
 def test_kills_lose_nothing(tmp_path: Path) -> None:
     """``KILLS=60`` in the environment for more of them."""
     whole = calibrate(exact, problem(), 200, 20, chunk=240)
-    generator, path, kills, held = np.random.default_rng(0), tmp_path / "c.npz", 0, 0
-    while kills < KILLS:
-        path.unlink(missing_ok=True)
-        held = 0
-        while kills < KILLS:
-            process = subprocess.Popen(
-                [sys.executable, "-c", SCRIPT, str(path)], stdout=subprocess.PIPE, text=True
-            )
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-            time.sleep(float(generator.uniform(0.0, 0.6)))
-            process.send_signal(signal.SIGKILL)
-            rest = process.stdout.read()
-            process.wait()
-            kills += 1
-            if path.is_file():
-                done = int(read_part(path)[0]["seen"].sum())
-                assert done >= held
-                held = done
-            if "done" in rest:
-                break
-    xr.testing.assert_identical(whole, calibrate(exact, problem(), 200, 20, chunk=240, path=path))
+    path = tmp_path / "c.npz"
+    command = [sys.executable, "-c", SCRIPT, str(path), str(KILLS)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert f"killed {KILLS}" in ended.stdout, ended.stderr
+    print(ended.stdout)
+    for found in tmp_path.glob("c.npz*"):
+        xr.testing.assert_identical(merge(found), merge(path))
+    xr.testing.assert_equal(whole, merge(path))
 
 
 # -- answers and settings -------------------------------------------------------------------------
@@ -377,6 +379,20 @@ def test_settings_have_ranges(name: str) -> None:
 def test_a_part_is_a_pair(shard: Any) -> None:
     with pytest.raises((TypeError, ValueError), match="'shard' must be"):
         calibrate(exact, problem(), 20, 10, shard=shard)
+
+
+def test_what_is_no_problem_is_refused(tmp_path: Path) -> None:
+    for action in (
+        lambda: calibrate(exact, 3, 20, 10),  # type: ignore[arg-type]
+        lambda: posterior_sbc(exact, exact, torch.zeros(1, 3)),  # type: ignore[arg-type]
+        lambda: merge(tmp_path / "c.npz", problem=3),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(TypeError, match="'problem' must be an InverseProblem"):
+            action()
+    with pytest.raises(TypeError, match="'paths' must be paths of files; got int"):
+        merge(3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="'provenance' must be a mapping; got int"):
+        calibrate(exact, problem(), 20, 10, provenance=3)  # type: ignore[arg-type]
 
 
 def test_a_part_holds_two_simulations() -> None:

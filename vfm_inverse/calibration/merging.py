@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vfm_inverse.calibration.labels import MapLabels
 from vfm_inverse.calibration.parts import compare, read_part
-from vfm_inverse.calibration.settings import check_flags, level_of
+from vfm_inverse.calibration.settings import check_flags, check_problem, level_of
 from vfm_inverse.calibration.simulations import report_of
 from vfm_inverse.quantities import Quantity
 from vfm_inverse.tally import Tally
@@ -51,6 +51,11 @@ def merge(
     check_flags(partial=partial)
     if isinstance(paths, str | Path):
         paths = [paths]
+    given: Any = paths
+    if not isinstance(given, Sequence) or not all(isinstance(p, str | Path) for p in given):
+        raise TypeError(f"'paths' must be paths of files; got {type(given).__name__}")
+    if problem is not None:
+        check_problem(problem)
     if not paths:
         raise ValueError("'paths' must name at least one file")
     whole: Tally | None = None

@@ -34,6 +34,7 @@ from vfm_inverse.calibration.settings import (
     check_counts,
     check_flags,
     check_functions,
+    check_problem,
     check_quantities,
     seed_of,
     whole,
@@ -94,6 +95,7 @@ def posterior_sbc(
     check_flags(progress=progress)
     check_quantities(quantities)
     check_functions(posterior_fn=posterior_fn)
+    check_problem(problem)
     if both is not None:
         check_functions(both=both)
     y, given = problem.check_observation(y, params)

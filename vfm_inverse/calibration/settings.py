@@ -13,6 +13,7 @@ __all__ = [
     "check_counts",
     "check_flags",
     "check_functions",
+    "check_problem",
     "check_quantities",
     "level_of",
     "seed_of",
@@ -104,6 +105,16 @@ def check_functions(**functions: Any) -> None:
             raise TypeError(
                 f"'{name}' must be a function that returns a posterior; got {_shown(function)}"
             )
+
+
+def check_problem(problem: Any) -> None:
+    """Refuse what cannot simulate.
+
+    Raises:
+        TypeError: it is no problem.
+    """
+    if not callable(getattr(problem, "simulate", None)):
+        raise TypeError(f"'problem' must be an InverseProblem; got {_shown(problem)}")
 
 
 def check_quantities(quantities: Any) -> None:

@@ -31,6 +31,7 @@ from vfm_inverse.calibration.settings import (
     check_counts,
     check_flags,
     check_functions,
+    check_problem,
     check_quantities,
     seed_of,
     shard_of,
@@ -132,6 +133,9 @@ def calibrate(
     check_flags(joint=joint, local=local, resume=resume, progress=progress)
     check_quantities(quantities)
     check_functions(posterior_fn=posterior_fn)
+    check_problem(problem)
+    if not isinstance(provenance, Mapping | None):
+        raise TypeError(f"'provenance' must be a mapping; got {type(provenance).__name__}")
     if baseline is not None:
         check_functions(baseline=baseline)
     if not isinstance(path, str | PathLike | None):

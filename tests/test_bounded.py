@@ -2,14 +2,46 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import ClassVar
+
 import pytest
 import torch
-from torch.distributions import Independent, LogNormal, Normal, Uniform
-from torch.distributions.transforms import ExpTransform
+from pyro.distributions import constraints as pyro_constraints
+from torch.distributions import (
+    Bernoulli,
+    Beta,
+    Categorical,
+    Dirichlet,
+    Distribution,
+    Gamma,
+    Gumbel,
+    HalfNormal,
+    Independent,
+    LKJCholesky,
+    LogNormal,
+    MixtureSameFamily,
+    MultivariateNormal,
+    Normal,
+    Pareto,
+    Poisson,
+    StudentT,
+    TransformedDistribution,
+    Uniform,
+    constraints,
+)
+from torch.distributions.transforms import (
+    AffineTransform,
+    ExpTransform,
+    ReshapeTransform,
+    SigmoidTransform,
+)
 
 import vfm_inverse as vi
-from vfm_inverse.bounded import Box, transform_of
+from vfm_inverse.bounded import Box
 from vfm_inverse.problem import InverseProblem
+from vfm_inverse.random_fields import MaternField
+from vfm_inverse.supports import support_of, transform_of
 from vfm_inverse.whitening import DenseWhitening
 
 
@@ -91,3 +123,161 @@ def test_a_transform_of_ones_own(tmp_path: object) -> None:
     first = vfm(y).sample((4,))
     torch.manual_seed(0)
     torch.testing.assert_close(again(y).sample((4,)), first)
+
+
+ONE = torch.ones(3)
+
+
+def half_open(law: Distribution) -> Independent:
+    return Independent(law, 1)
+
+
+SUPPORTS = {
+    "gamma": half_open(Gamma(2 * ONE, ONE)),
+    "half-normal": half_open(HalfNormal(ONE)),
+    "pareto": half_open(Pareto(ONE, 3 * ONE)),
+    "beta": half_open(Beta(2 * ONE, 5 * ONE)),
+    "log-uniform": half_open(
+        TransformedDistribution(Uniform(-9 * ONE, 0 * ONE), [ExpTransform()])
+    ),
+    "below 5": half_open(
+        TransformedDistribution(Normal(0 * ONE, ONE), [ExpTransform(), AffineTransform(5.0, -2.0)])
+    ),
+    "logit-normal": half_open(TransformedDistribution(Normal(0 * ONE, ONE), [SigmoidTransform()])),
+    "reshaped box": TransformedDistribution(
+        Independent(Uniform(torch.zeros(6), torch.ones(6)), 1), [ReshapeTransform((6,), (1, 2, 3))]
+    ),
+    "mixture": MixtureSameFamily(
+        Categorical(torch.ones(2)), Independent(LogNormal(torch.zeros(2, 3), 1.0), 1)
+    ),
+    "dirichlet": Dirichlet(torch.tensor([0.5, 1.0, 3.0])),
+    "correlations": LKJCholesky(3, 1.0),
+}
+
+
+class Product(Distribution):
+    """A rate, three shares and an angle."""
+
+    arg_constraints: ClassVar[dict] = {}
+    support = constraints.cat(
+        [constraints.positive, constraints.simplex, constraints.interval(-1.0, 2.0)], -1, [1, 3, 1]
+    )
+
+    def __init__(self) -> None:
+        self.parts = [
+            Independent(Gamma(2 * ONE[:1], ONE[:1]), 1),
+            Dirichlet(2 * ONE),
+            Independent(Uniform(-ONE[:1], 2 * ONE[:1]), 1),
+        ]
+        super().__init__(event_shape=torch.Size([5]), validate_args=False)
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> torch.Tensor:
+        return torch.cat([part.sample(sample_shape) for part in self.parts], -1)
+
+    def log_prob(self, value: torch.Tensor) -> torch.Tensor:
+        pieces = zip(self.parts, value.split([1, 3, 1], -1), strict=True)
+        return torch.stack([part.log_prob(piece) for part, piece in pieces]).sum(0)
+
+
+SUPPORTS["product"] = Product()
+
+
+@pytest.mark.parametrize("name", sorted(SUPPORTS))
+def test_every_support_with_a_bijection_is_kept_to(name: str, tmp_path: Path) -> None:
+    prior = SUPPORTS[name]
+    event = len(prior.event_shape)
+    problem = InverseProblem(
+        prior,
+        likelihood=lambda x: Independent(Normal(x.flatten(x.dim() - event)[..., :3], 0.3), 1),
+    )
+    vfm = vi.VariationalFlowMap.for_problem(problem, num_simulations=500, width=8, depth=1)
+    vi.fit(vfm, problem, steps=2, batch_size=8, num_validation=8, progress=False)
+    x, y, _ = problem.simulate(20, seed=1)
+    draws = vfm(y).sample((50,))
+    assert draws.shape == (50, 20, *prior.event_shape) and draws.isfinite().all()
+    assert problem.log_prior is not None
+    assert problem.log_prior(draws).isfinite().all()
+    torch.testing.assert_close(
+        vfm.whitening.unwhiten(vfm.whitening.whiten(x)), x, atol=1e-3, rtol=1e-3
+    )
+    vfm.save(tmp_path / "model.safetensors")
+    again = vi.load(tmp_path / "model.safetensors", problem, warn=False)
+    torch.manual_seed(0)
+    first = vfm(y).sample((4,))
+    torch.manual_seed(0)
+    assert torch.equal(again(y).sample((4,)), first)
+
+
+@pytest.mark.parametrize("name", ["dirichlet", "gamma", "product", "below 5", "log-uniform"])
+def test_density_in_coordinates_without_bounds(name: str) -> None:
+    """The derivative that corrections use is that of the transform, by autodiff."""
+    prior = SUPPORTS[name]
+    whitening = DenseWhitening(tuple(transform_of(prior).inverse_shape(prior.event_shape)))
+    whitening.transform = transform_of(prior)
+    xi = torch.randn(whitening.dim, dtype=torch.float64)
+    jacobian = torch.func.jacrev(lambda u: whitening.to(u).unwhiten(u))(xi)
+    # Of numbers that sum to 1, all but the last of them are coordinates.
+    kept = {"dirichlet": [0, 1], "product": [0, 1, 2, 4]}.get(name, list(range(len(jacobian))))
+    expected = torch.linalg.slogdet(jacobian[kept])[1]
+    torch.testing.assert_close(whitening.log_det(xi[None])[0], expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_open_ends_are_never_reached(dtype: torch.dtype) -> None:
+    inf = torch.inf
+    box = Box(torch.tensor([0.0, 5.0, -inf, -inf, 0.0]), torch.tensor([inf, inf, 3.0, inf, 1.0]))
+    v = torch.tensor([-1e4, -3.0, 0.0, 3.0, 80.0, 1e4], dtype=dtype)[:, None].expand(-1, 5)
+    x = box(v)
+    assert x.isfinite().all()
+    assert bool((x[:, 0] > 0).all() and (x[:, 1] > 5).all() and (x[:, 2] < 3).all())
+    assert torch.equal(x[:, 3], v[:, 3])
+    inner = box.inv(x[1:4])
+    torch.testing.assert_close(inner, v[1:4], rtol=1e-4, atol=1e-4)
+    assert box.inv(torch.tensor([0.0, 5.0, 3.0, 0.0, 1.0], dtype=dtype)).isfinite().all()
+
+
+def test_laws_without_bounds_have_no_transform() -> None:
+    for prior in (
+        MultivariateNormal(torch.zeros(2), torch.eye(2)),
+        half_open(StudentT(3 * ONE)),
+        half_open(Gumbel(0 * ONE, ONE)),
+        half_open(TransformedDistribution(Normal(0 * ONE, ONE), [AffineTransform(5.0, 2.0)])),
+        MaternField((4, 4)),
+    ):
+        assert transform_of(prior) is None and support_of(prior) is None
+
+
+@pytest.mark.parametrize("law", [Poisson(ONE), Bernoulli(0.5 * ONE)])
+def test_discrete_priors_are_refused(law: Distribution) -> None:
+    with pytest.raises(ValueError, match="'prior' must be a law of real numbers"):
+        InverseProblem(half_open(law), simulator=lambda x: x + torch.randn_like(x))
+
+
+class Circle(Distribution):
+    """Unit vectors: a support that no transform is known for."""
+
+    arg_constraints: ClassVar[dict] = {}
+    support = pyro_constraints.sphere
+
+    def __init__(self) -> None:
+        super().__init__(event_shape=torch.Size([2]), validate_args=False)
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> torch.Tensor:
+        x = torch.randn(*sample_shape, 2)
+        return x / x.norm(dim=-1, keepdim=True)
+
+
+def test_draws_outside_a_support_without_a_bijection_are_reported() -> None:
+    problem = InverseProblem(Circle(), simulator=lambda x: x + 0.1 * torch.randn_like(x))
+    vfm = vi.VariationalFlowMap.for_problem(problem, num_simulations=200, width=8, depth=1)
+    _, y, _ = problem.simulate(3, seed=0)
+    with pytest.warns(UserWarning, match=r"30 of 30 draws lie outside .* give the problem a 'tr"):
+        vfm(y).sample((10,))
+
+
+def test_samples_on_which_a_transform_has_no_inverse() -> None:
+    problem = InverseProblem(
+        torch.randn(50, 2), simulator=lambda x: x.exp(), transform=ExpTransform()
+    )
+    with pytest.raises(ValueError, match="'transform' must have a finite inverse"):
+        vi.VariationalFlowMap.for_problem(problem, num_simulations=100)

@@ -1,5 +1,5 @@
-"""No answer depends on a unit: any variable, channel or datum times 1e-30 to 1e30 gives the same draws
-in the new unit, and a constant stays that constant to the last bit."""
+"""No answer depends on a unit: any variable, channel or datum times 1e-30 to 1e30 gives the same
+draws in the new unit, and a constant stays that constant to the last bit."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Given(NamedTuple):
 
 
 class Matrix(LinearPhysics):
-    """``y_j = E_j sum_i M_ji x_i / D_i`` along ``axis``: of a vector, or of the channels of a field."""
+    """``y_j = E_j sum_i M_ji x_i / D_i`` along ``axis``: of a vector, or of channels."""
 
     def __init__(
         self, matrix: Tensor, left: Tensor, right: Tensor, sigma: Tensor, axis: int

@@ -53,6 +53,9 @@ class RegressionStart(SharedBasis):
         size = int((self.spread > 0).sum())  # data that vary
         deviation = over(data - self.center, self.spread).double() / num**0.5
         left, singular, right = torch.linalg.svd(deviation, full_matrices=False)
+        # Directions in which no datum varies would explain something by chance.
+        varies = (singular > 1e-12 * singular[0]) | (torch.arange(len(singular)) == 0).to(y.device)
+        left, singular, right = left[:, varies], singular[varies], right[varies]
         # Ridge at the size of the sampling error of a correlation.
         filtered = singular / (singular.square() + max(size, 1) / num)
         xi = (xi - xi.mean(0)).double() / num**0.5

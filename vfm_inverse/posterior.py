@@ -33,7 +33,6 @@ from vfm_inverse.adapter import (
     standardize,
     unstandardize,
 )
-from vfm_inverse.bounded import report_outside
 from vfm_inverse.card import CalibrationWarning, Card, standing, weights_fingerprint
 from vfm_inverse.checks import check_batch, check_params
 from vfm_inverse.encoders import FieldFeatures, VectorFeatures
@@ -41,6 +40,7 @@ from vfm_inverse.flow_map import ConditionedMap, FlowMap
 from vfm_inverse.gaussian import ContractedNormal
 from vfm_inverse.operator_start import GaussianStart
 from vfm_inverse.stations import StationFeatures
+from vfm_inverse.supports import report_outside
 from vfm_inverse.validity import ValidRange
 from vfm_inverse.whitening import Whitening
 

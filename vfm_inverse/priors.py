@@ -286,7 +286,7 @@ class LogPrior:
         try:
             support: Any = self._prior.support
             found: Tensor = support.check(x)
-        except (NotImplementedError, AttributeError):
+        except (NotImplementedError, AttributeError, RuntimeError):
             return None
         return found.flatten(lead).all(-1) if found.dim() > lead else found
 

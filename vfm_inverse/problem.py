@@ -22,7 +22,6 @@ from torch.distributions import Distribution
 from torch.distributions.transforms import Transform
 
 from vfm_inverse.arrays import real_tensor
-from vfm_inverse.bounded import support_of, transform_of
 from vfm_inverse.checks import (
     check_axes,
     check_batch,
@@ -36,6 +35,7 @@ from vfm_inverse.observation_model import ObservationModel
 from vfm_inverse.priors import LabelledPrior, LogPrior, Prior, moments, samplers
 from vfm_inverse.randomness import seeded
 from vfm_inverse.simulation import Simulations, SimulationWarning, stream_of
+from vfm_inverse.supports import support_of, transform_of
 
 __all__ = ["InverseProblem", "SimulationWarning"]
 

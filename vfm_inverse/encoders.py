@@ -18,7 +18,7 @@ from deepinv.physics import Physics
 from torch import Tensor, nn
 
 from vfm_inverse.gaussian import ContractedNormal
-from vfm_inverse.networks import fresh_mlp
+from vfm_inverse.networks import CONVOLUTIONS, fresh_mlp
 from vfm_inverse.scaling import FittedBuffers, center_and_spread, over
 from vfm_inverse.stations import TableScale, row_columns
 
@@ -223,7 +223,7 @@ class FieldEncoder(nn.Module):
     def __init__(self, channels: int, spatial: tuple[int, ...], width: int = 128) -> None:
         super().__init__()
         self.width = width
-        conv = nn.Conv1d if len(spatial) == 1 else nn.Conv2d
+        conv = CONVOLUTIONS[len(spatial)]
         layers: list[nn.Module] = [conv(channels, 32, 3, padding=1), nn.SiLU()]
         sides = list(spatial)
         while min(sides) > 4:

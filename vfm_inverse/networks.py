@@ -1,4 +1,4 @@
-r"""Networks for two-time maps: a residual MLP for vectors, a compact U-Net for 1-D and 2-D fields.
+r"""Networks for two-time maps: a residual MLP for vectors, a compact U-Net for fields.
 
 Both map ``(x (k n, d), s, t, context (n, ...))`` to ``(k n, d)``: k draws for each of n
 observations, draws first. Times are ``(k n,)``, or ``(1,)`` where all points share them; what is
@@ -18,6 +18,10 @@ from torch import Tensor, nn
 Layer = TypeVar("Layer", bound=nn.Module)
 
 __all__ = ["MLP", "TimeFeatures", "UNet", "fresh_mlp"]
+
+CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+TRANSPOSED: dict[int, Any] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+"""Convolutions by the number of space axes."""
 
 
 class TimeFeatures(nn.Module):
@@ -106,7 +110,7 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, dims: int, channels: int, embedding: int) -> None:
         super().__init__()
-        conv = nn.Conv1d if dims == 1 else nn.Conv2d
+        conv = CONVOLUTIONS[dims]
         self.norms = nn.ModuleList(nn.GroupNorm(min(8, channels), channels) for _ in range(2))
         self.first = conv(channels, channels, 3, padding=1)
         self.second = zero(conv(channels, channels, 3, padding=1))
@@ -121,7 +125,7 @@ class ResidualBlock(nn.Module):
 
 
 class UNet(nn.Module):
-    """Compact U-Net on fields ``(C, L)`` or ``(C, H, W)``, given and returned flat.
+    """Compact U-Net on fields ``(C, L)``, ``(C, H, W)`` or ``(C, D, H, W)``, given and returned flat.
 
     From 32 pixels a side it works on patches of 2 x 2 (``patch`` pixels a side): four times
     cheaper, and wider for it.
@@ -165,8 +169,8 @@ class UNet(nn.Module):
             )
         self.event_shape = torch.Size(event_shape)
         dims = len(sides)
-        conv = nn.Conv1d if dims == 1 else nn.Conv2d
-        transpose = nn.ConvTranspose1d if dims == 1 else nn.ConvTranspose2d
+        conv = CONVOLUTIONS[dims]
+        transpose = TRANSPOSED[dims]
         widths = [width] + [2 * width] * levels
         embedding = 4 * width
         self.times = TimeFeatures()

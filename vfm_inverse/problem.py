@@ -51,7 +51,7 @@ class InverseProblem:
         prior: samples ``(n, *event)``; a callable ``num -> (num, *event)``; a torch distribution
             over one field; or an ``xarray`` object with a ``sample`` dimension (held by dask: a
             draw reads only the samples that it needs). ``*event`` is ``(d,)`` for vectors, ``(C,
-            L)`` or ``(C, H, W)`` for fields. Samples are drawn with replacement.
+            L)``, ``(C, H, W)`` or ``(C, D, H, W)`` for fields. Samples are drawn with replacement.
         physics: a deepinv ``Physics`` whose noise model has a density (see ``noise_laws``).
         likelihood: callable ``(x, **params) -> Distribution`` over observations, whose batch shape
             is that of ``x``.

@@ -11,7 +11,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -45,20 +45,21 @@ def transform_of(prior: object) -> Transform | None:
     if (ends := _ends(prior)) is None:
         support = _support(prior)
         return None if support is None else _bijection(support, len(prior.event_shape))
-    base = prior
+    base: Distribution = prior
     while isinstance(base, Independent):
         base = base.base_dist
     if _is_chain(base):
         before = _ends(base.base_dist)
-        assert before is not None  # as the chain has ends
+        closed = before is not None and all(bool(end.isfinite().all()) for end in before)
         # A log-uniform law is one of the uniform law before it, and normal coordinates are, too.
-        if all(bool(end.isfinite().all()) for end in before) and _elementwise(base):
+        if closed and _elementwise(base):
             inner = transform_of(base.base_dist)
             if isinstance(inner, Box):
                 # Back through the transforms, rounding must not lead out of the law before them.
-                room = ROOM * torch.finfo(inner.low.dtype).eps
-                room = room * torch.maximum(inner.low.abs(), inner.high.abs())
+                rounding = ROOM * torch.finfo(inner.low.dtype).eps
+                room = rounding * torch.maximum(inner.low.abs(), inner.high.abs())
                 inner = Box(inner.low + room, inner.high - room)
+            assert inner is not None  # as both ends are finite
             return transforms.ComposeTransform([inner, *base.transforms])
     unbounded = bool(torch.isinf(ends[0]).all()) and bool(torch.isinf(ends[1]).all())
     return None if unbounded else Box(*ends)
@@ -157,7 +158,7 @@ def _ends_of(support: constraints.Constraint | None) -> tuple[Tensor, Tensor] | 
         end if isinstance(end, Tensor) else torch.tensor(end, dtype=torch.float64)
         for end in (low, high)
     )
-    return torch.broadcast_tensors(first, last)  # type: ignore[return-value]
+    return torch.broadcast_tensors(first, last)
 
 
 def _bijection(support: constraints.Constraint, event_dim: int) -> Transform | None:
@@ -165,23 +166,22 @@ def _bijection(support: constraints.Constraint, event_dim: int) -> Transform | N
     if isinstance(support, type(constraints.simplex)):
         return Simplex()
     if isinstance(support, constraints.cat | constraints.stack):
-        parts = []
+        dim = support.dim if support.dim < 0 else support.dim - event_dim
+        parts: list[Transform] = []
         for part in support.cseq:
             ends = _ends_of(_plain(part))
-            parts.append(_bijection(part, event_dim) if ends is None else _box(ends))
-        dim = support.dim if support.dim < 0 else support.dim - event_dim
-        whole = all(part is not None for part in parts)
-        if whole and isinstance(support, constraints.cat) and dim == -1:
-            return Joined(parts, support.lengths)
-        kept = all(part is not None and part.inverse_shape((2, 2)) == (2, 2) for part in parts)
-        if kept and isinstance(support, constraints.stack):
-            return transforms.StackTransform(parts, dim)
-        return None
+            found = _bijection(part, event_dim) if ends is None else _box(ends)
+            if found is None:
+                return None
+            parts.append(found)
+        if isinstance(support, constraints.cat):
+            return Joined(parts, support.lengths) if dim == -1 else None
+        kept = all(part.inverse_shape((2, 2)) == (2, 2) for part in parts)
+        return transforms.StackTransform(parts, dim) if kept else None
     try:
-        found: Transform = torch.distributions.biject_to(support)
+        return torch.distributions.biject_to(support)
     except NotImplementedError:
         return None
-    return found
 
 
 def _plain(support: constraints.Constraint) -> constraints.Constraint:
@@ -195,7 +195,7 @@ def _box(ends: tuple[Tensor, Tensor]) -> Transform:
     return transforms.identity_transform if free else Box(*ends)
 
 
-def _is_chain(prior: Distribution) -> bool:
+def _is_chain(prior: Distribution) -> TypeGuard[TransformedDistribution]:
     """Whether the support is read off the last of its transforms, which does not know what came
     before it."""
     stated, plain = (
@@ -225,5 +225,6 @@ def _monotone(part: Transform) -> bool:
 
 def _elementwise(prior: TransformedDistribution) -> bool:
     return all(
-        not isinstance(part, transforms.ReshapeTransform) for part in _parts(prior.transforms)
+        _monotone(part) and not isinstance(part, transforms.ReshapeTransform)
+        for part in _parts(prior.transforms)
     )

@@ -42,6 +42,9 @@ __all__ = [
 DENSE_LIMIT = 2048
 """Largest dimension for which a d x d square root is the default."""
 
+POOLS = {1: nn.functional.avg_pool1d, 2: nn.functional.avg_pool2d, 3: nn.functional.avg_pool3d}
+"""Local means by the number of space axes."""
+
 
 class Whitening(FittedBuffers, ABC):
     """Invertible change of coordinates between fields and whitened vectors.
@@ -213,7 +216,7 @@ class SpectralWhitening(Whitening):
     def __init__(self, event_shape: tuple[int, ...]) -> None:
         if len(event_shape) < 2:
             raise ValueError(
-                "'event_shape' must be (C, L) or (C, H, W) for a spectral whitening; got "
+                "'event_shape' must be (C, L), (C, H, W) or (C, D, H, W) for a spectral whitening; got "
                 f"{event_shape}"
             )
         super().__init__(event_shape)
@@ -254,7 +257,7 @@ class SpectralWhitening(Whitening):
         # Few samples make a ragged spectrum: lean on the neighbours then, on the data otherwise.
         weight = 10.0 / (samples.shape[0] + 10.0)
         log_power = torch.maximum(power, 1e-10 * power.amax(space, keepdim=True)).log()
-        pool = nn.functional.avg_pool1d if log_power.dim() == 2 else nn.functional.avg_pool2d
+        pool = POOLS[log_power.dim() - 1]
         smooth = pool(log_power[None], 3, stride=1, padding=1, count_include_pad=False)[0]
         self.amplitude = (0.5 * ((1 - weight) * log_power + weight * smooth)).exp()
         self.mean, self.spread = mean.flatten(), spread.flatten()

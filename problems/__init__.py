@@ -8,6 +8,7 @@ from functools import partial
 from importlib import import_module
 from typing import Any, get_type_hints
 
+from vfm_inverse.calls import raised_here
 from vfm_inverse.checks import check_setting, shorten
 from vfm_inverse.problem import InverseProblem
 
@@ -152,9 +153,13 @@ def load(name: str, **kwargs: Any) -> InverseProblem:
     checked = {key: check_setting(value, key, kinds[key]) for key, value in kwargs.items()}
     try:
         problem: InverseProblem = module.make(**checked)
-    except (RuntimeError, ArithmeticError, LookupError, MemoryError) as error:
+    except (ImportError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        if isinstance(error, ValueError | TypeError | OSError) and raised_here(error):
+            raise
         raise ValueError(
-            f"problem '{name}' cannot be made with {kwargs}: {type(error).__name__}: "
+            f"problem '{name}' cannot be made with these settings: {type(error).__name__}: "
             f"{shorten(str(error))}"
         ) from error
     problem.name, problem.kwargs = name, checked

@@ -8,6 +8,7 @@ in a message that fits on a few lines.
 from __future__ import annotations
 
 import datetime
+import os
 import random
 import signal
 import warnings
@@ -26,7 +27,7 @@ from torch.distributions import Independent, MultivariateNormal, Normal
 import vfm_inverse as vi
 from vfm_inverse import calibration, correction, labelled, operators, problems
 
-INPUTS = 5000
+INPUTS = int(os.environ.get("FUZZ_INPUTS", "5000"))
 SECONDS = 30
 """Most seconds that one input may take."""
 
@@ -212,6 +213,8 @@ def complaint(function: Callable[..., Any], arguments: dict[str, Any]) -> str | 
         function(**arguments)
     except TimeoutError as error:
         return f"took {error}"
+    except FloatingPointError:  # a training that diverged, as documented
+        return None
     except (ValueError, TypeError, OSError) as error:
         trace, text = error.__traceback__, str(error)
         while trace is not None and trace.tb_next is not None:

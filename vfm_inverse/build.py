@@ -15,6 +15,7 @@ from deepinv.physics import LinearPhysics
 from torch import Tensor
 
 from vfm_inverse.adapter import FAMILIES, Contraction, Family, NoiseAdapter, Spline
+from vfm_inverse.calls import checked
 from vfm_inverse.encoders import FieldEncoder, FieldFeatures, VectorEncoder, VectorFeatures
 from vfm_inverse.flow_map import FlowMap
 from vfm_inverse.gaussian_start import build_start, fit_start
@@ -39,6 +40,14 @@ TYPES = {"float32": torch.float32, "float64": torch.float64}
 """Types of a problem and its maps, by their names in a checkpoint."""
 
 
+@checked(
+    problem="InverseProblem",
+    adapter="str",
+    observation="str",
+    whitening=("str", "Whitening"),
+    precision="str",
+    network="str",
+)
 def build(
     problem: InverseProblem,
     *,

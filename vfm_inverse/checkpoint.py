@@ -17,7 +17,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vfm_inverse.allocation import bounded_allocation
+from vfm_inverse.calls import checked
 from vfm_inverse.card import Card, fingerprint, physics_fingerprint, warn_unless_certified
+from vfm_inverse.checks import resolve_device
 from vfm_inverse.files import replacing
 from vfm_inverse.settings import SETTINGS, Setting
 
@@ -111,6 +113,7 @@ def checksum(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
     return fingerprint(json.dumps(dict(sorted(metadata.items()))), tensors)
 
 
+@checked(vfm="VariationalFlowMap", path="path")
 def save(vfm: VariationalFlowMap, path: str | Path) -> None:
     """Write a map: weights, whitening, Gaussian start, features, how to rebuild its problem, and
     its calibration card."""
@@ -118,6 +121,7 @@ def save(vfm: VariationalFlowMap, path: str | Path) -> None:
     write(path, vfm.state_dict(), "model", {"config": vfm.config, "card": card})
 
 
+@checked("load", path="path", problem="InverseProblem")
 def load(
     path: str | Path,
     problem: InverseProblem | None = None,
@@ -145,6 +149,7 @@ def load(
         CalibrationWarning: the map failed its calibration, or was not checked with these weights
             and this physics.
     """
+    device = resolve_device(device)
     from vfm_inverse.build import rebuild
 
     tensors, header = read(path, "model", device)

@@ -15,8 +15,15 @@ from vfm_inverse.arrays import real_array, real_tensor
 from vfm_inverse.settings import Setting
 
 __all__ = [
+    "check_callable",
+    "check_data",
+    "check_shape",
+    "check_type",
+    "resolve_device",
     "check_setting",
     "shorten",
+    "shown",
+    "inner",
     "check_axes",
     "check_batch",
     "check_drawn",
@@ -74,6 +81,32 @@ def check_batch(
     return tensor, batched
 
 
+def check_data(
+    y: Any,
+    shape: Sequence[int],
+    batch: Sequence[int],
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str,
+) -> Tensor:
+    """Data that broadcast against ``(*batch, *shape)``.
+
+    Raises:
+        TypeError: ``y`` holds no real numbers.
+        ValueError: wrong shape.
+    """
+    tensor, whole = real_tensor(y, "y", dtype=dtype, device=device), (*batch, *shape)
+    try:
+        fits = torch.broadcast_shapes(tensor.shape, whole) == whole
+    except RuntimeError:
+        fits = False
+    if not fits or tensor.shape[tensor.dim() - len(shape) :] != torch.Size(shape):
+        raise ValueError(
+            f"'y' must have a shape that fits ({inner(whole)}); got {tuple(tensor.shape)}"
+        )
+    return tensor
+
+
 def check_params(
     params: Mapping[str, Any] | None,
     shapes: Mapping[str, Sequence[int]],
@@ -101,7 +134,7 @@ def check_params(
     """
     params = {} if params is None else params
     if not isinstance(params, Mapping):
-        raise TypeError(f"'params' must be a mapping of names to values; got {_kind(params)}")
+        raise TypeError(f"'params' must be a mapping of names to values; got {shown(params)}")
     unknown, missing = sorted(params.keys() - shapes.keys()), sorted(shapes.keys() - params.keys())
     if unknown or missing:
         raise ValueError(
@@ -138,7 +171,7 @@ def check_drawn(
         ValueError: a parameter is not one of each simulation, or not finite.
     """
     if not isinstance(drawn, Mapping):
-        raise TypeError(f"'params' must return a dict of parameters; got {_kind(drawn)}")
+        raise TypeError(f"'params' must return a dict of parameters; got {shown(drawn)}")
     params = {}
     for name, value in drawn.items():
         tensor = value if isinstance(value, Tensor) else torch.from_numpy(real_array(value, name))
@@ -225,8 +258,59 @@ def check_setting(value: Any, name: str, kind: Any) -> Any:
     if kind in (int, float, bool):
         return Setting(kind).check(name, value)
     if kind is str and not isinstance(value, str):
-        raise TypeError(f"'{name}' must be text; got {_kind(value)}")
+        raise TypeError(f"'{name}' must be text; got {shown(value)}")
     return value
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """``"auto"`` is a GPU where there is one.
+
+    Raises:
+        ValueError: the device is unknown or not there.
+    """
+    if isinstance(device, str) and device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ValueError(
+            f"'device' must be 'auto' or a device of this machine; got {shown(device)}"
+        ) from error
+
+
+def check_type(dtype: Any) -> None:
+    """Refuse what is no type of a problem; ``None`` passes.
+
+    Raises:
+        ValueError: it is neither single nor double precision.
+    """
+    known = isinstance(dtype, torch.dtype) and dtype in (torch.float32, torch.float64)
+    if dtype is not None and not known:
+        raise ValueError(f"'dtype' must be torch.float32 or torch.float64; got {shown(dtype)}")
+
+
+def check_callable(**given: Any) -> None:
+    """Refuse arguments that can not be called; ``None`` passes.
+
+    Raises:
+        TypeError: one is no function.
+    """
+    for name, value in given.items():
+        if value is not None and not callable(value):
+            raise TypeError(f"'{name}' must be callable; got {shown(value)}")
+
+
+def check_shape(shape: Any, name: str) -> torch.Size:
+    """A shape of draws: an integer, or several of at least 0.
+
+    Raises:
+        ValueError: it is no shape.
+    """
+    if isinstance(shape, int) and not isinstance(shape, bool):
+        shape = (shape,)
+    if not isinstance(shape, Sequence) or isinstance(shape, str | bytes):
+        raise ValueError(f"'{name}' must be a tuple of integers; got {shown(shape)}")
+    return torch.Size([check_integer(size, name, 0) for size in shape])
 
 
 def shorten(text: str, length: int = 160) -> str:
@@ -240,7 +324,7 @@ def inner(shape: Sequence[int]) -> str:
     return ", ".join(str(size) for size in shape)
 
 
-def _kind(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value in a few words."""
     text = repr(value)
     short = text if len(text) <= 40 else f"{text[:37]}..."

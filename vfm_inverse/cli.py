@@ -70,8 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def plain_warnings() -> Iterator[None]:
-    """Say what no calibration vouches for, and other warnings to users, on a line of standard error
-    each, whatever filters are set."""
+    """Say what no calibration vouches for, and other warnings to users, on a line of standard
+    error each, whatever filters are set."""
 
     def show(message: Warning | str, category: type[Warning], *args: Any, **kwargs: Any) -> None:
         if issubclass(category, UserWarning):

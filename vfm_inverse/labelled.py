@@ -31,6 +31,7 @@ from torch import Tensor
 
 from vfm_inverse import __version__
 from vfm_inverse.arrays import real_tensor
+from vfm_inverse.calls import checked
 from vfm_inverse.checks import inner
 from vfm_inverse.correction.ensemble import Ensemble
 from vfm_inverse.labels import BATCH, DRAW, ERROR_STD, OBSERVED, PARAM, squeezed
@@ -46,6 +47,7 @@ __all__ = ["load_observation", "observation_to_xarray", "save_netcdf", "to_xarra
 # Out ------------------------------------------------------------------------------------------
 
 
+@checked(problem="InverseProblem", params="mapping", provenance="mapping", observation="Dataset")
 def to_xarray(
     draws: Tensor | Ensemble,
     problem: InverseProblem,
@@ -102,6 +104,7 @@ def to_xarray(
     return _finished(dataset, problem, observation, num, _plain(provenance or {}))
 
 
+@checked(problem="InverseProblem", params="mapping", observation="Dataset")
 def observation_to_xarray(
     y: Tensor,
     problem: InverseProblem,
@@ -152,6 +155,7 @@ def _finished(
     return dataset.assign_attrs({**before, **made, **provenance})
 
 
+@checked(dataset="Dataset", path="path")
 def save_netcdf(dataset: xr.Dataset, path: str | os.PathLike[str]) -> Path:
     """Write a netCDF-4 file under a temporary name, then rename it: there is never half a file.
 

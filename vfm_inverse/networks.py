@@ -125,7 +125,7 @@ class ResidualBlock(nn.Module):
 
 
 class UNet(nn.Module):
-    """Compact U-Net on fields ``(C, L)``, ``(C, H, W)`` or ``(C, D, H, W)``, given and returned flat.
+    """Compact U-Net on fields ``(C, L)``, ``(C, H, W)`` or ``(C, D, H, W)``, given flat.
 
     From 32 pixels a side it works on patches of 2 x 2 (``patch`` pixels a side): four times
     cheaper, and wider for it.

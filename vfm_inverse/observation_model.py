@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from vfm_inverse.arrays import real_tensor
-from vfm_inverse.checks import inner, shorten
+from vfm_inverse.calls import raised_here
+from vfm_inverse.checks import check_callable, inner, shorten
 from vfm_inverse.likelihood import Likelihood
 
 __all__ = ["DataLaw", "ObservationModel", "StatedLikelihood", "cast_physics"]
@@ -138,6 +139,10 @@ class ObservationModel:
         physics: in ``dtype``, or ``None``.
         likelihood: ``(x, **params) -> Distribution``, or ``None`` with a simulator.
         shape: of one observation, once :meth:`learn_shape` was called.
+
+    Raises:
+        TypeError: one of them is of another kind.
+        ValueError: none or several are given, or the physics has no density.
     """
 
     def __init__(
@@ -148,9 +153,14 @@ class ObservationModel:
         event_dim: int,
         dtype: torch.dtype,
     ) -> None:
-        for name, value in {"likelihood": likelihood, "simulator": simulator}.items():
-            if value is not None and not callable(value):
-                raise TypeError(f"'{name}' must be callable; got {type(value).__name__}")
+        given = {"physics": physics, "likelihood": likelihood, "simulator": simulator}
+        chosen = [f"'{key}'" for key, value in given.items() if value is not None]
+        if len(chosen) != 1:
+            raise ValueError(
+                "give exactly one of 'physics', 'likelihood' and 'simulator'; got "
+                + (" and ".join(chosen) or "none")
+            )
+        check_callable(likelihood=likelihood, simulator=simulator)
         self.event_dim = event_dim
         self.physics = physics
         self.likelihood: Callable[..., Distribution] | None = None
@@ -226,7 +236,7 @@ class ObservationModel:
                     )
         except (ValueError, TypeError) as error:
             # Our own words, or somebody's from inside what they wrote.
-            if not _is_ours(error):
+            if not raised_here(error):
                 self._tell(x, error)
             raise
         except Exception as error:
@@ -341,15 +351,6 @@ def channel_hint(x: Tensor, argument: str) -> str:
     if x.dim() == 2 and (side := math.isqrt(x.shape[1])) ** 2 == x.shape[1]:
         return f". Images are (n, channels, height, width): prior.reshape(-1, 1, {side}, {side})"
     return ""
-
-
-def _is_ours(error: BaseException) -> bool:
-    """Whether an error was raised by this package."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    module = "" if trace is None else trace.tb_frame.f_globals.get("__name__", "")
-    return str(module).partition(".")[0] == "vfm_inverse"
 
 
 def _name(function: Any) -> str:

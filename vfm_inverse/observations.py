@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vfm_inverse.arrays import real_array
 from vfm_inverse.axes import aligned, arranged
+from vfm_inverse.calls import checked
 from vfm_inverse.labels import BATCH, DRAW, ERROR_STD, OBSERVED, PARAM, squeezed
 from vfm_inverse.likelihood import Likelihood
 from vfm_inverse.observation_sources import Source, opened
@@ -67,6 +68,7 @@ def load_observation(source: Source, problem: InverseProblem) -> tuple[Tensor, d
     return observation.y, observation.params
 
 
+@checked(problem="InverseProblem")
 def read_observation(source: Source, problem: InverseProblem) -> Observation:
     """As :func:`load_observation`, with the labels that
     :func:`vfm_inverse.labelled.to_xarray` writes beside the draws."""

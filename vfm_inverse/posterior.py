@@ -34,7 +34,7 @@ from vfm_inverse.adapter import (
     unstandardize,
 )
 from vfm_inverse.card import CalibrationWarning, Card, standing, weights_fingerprint
-from vfm_inverse.checks import check_batch, check_params
+from vfm_inverse.checks import check_batch, check_params, check_shape
 from vfm_inverse.encoders import FieldFeatures, VectorFeatures
 from vfm_inverse.flow_map import ConditionedMap, FlowMap
 from vfm_inverse.gaussian import ContractedNormal
@@ -138,14 +138,14 @@ class PushForward(TorchDistribution):
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
         """Draws ``(*sample, *batch, *event)``, differentiable where the latent's are."""
-        z = self.latent.rsample(torch.Size(sample_shape))
-        return self._finish(self._decode(z), torch.Size(sample_shape))
+        shape = check_shape(sample_shape, "sample_shape")
+        return self._finish(self._decode(self.latent.rsample(shape)), shape)
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
         """Draws ``(*sample, *batch, *event)``, a bounded number at a time and in the memory of the
         result."""
-        sample_shape = torch.Size(sample_shape)
+        sample_shape = check_shape(sample_shape, "sample_shape")
         # What makes a Gaussian of N(0, I) is done chunk by chunk, in cache.
         zeta = standard_law(self.latent).sample(torch.Size([sample_shape.numel()])).contiguous()
         event = torch.Size([*zeta.shape[:2], *self.event_shape])

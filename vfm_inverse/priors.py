@@ -27,6 +27,7 @@ from torch.distributions import (
 )
 
 from vfm_inverse.arrays import real_tensor
+from vfm_inverse.calls import attempt
 from vfm_inverse.random_fields import MaternField
 from vfm_inverse.randomness import seeded
 
@@ -159,7 +160,7 @@ class Sampler:
                 return self.source[index.to(self.source.device)]
             x = self.source.take(index, self.dtype)
         else:
-            x = self._drawn(self.source(num), num)
+            x = self._drawn(attempt(self.source, "prior", num), num)
         _check_finite(x)
         return x
 

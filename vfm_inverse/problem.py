@@ -22,13 +22,18 @@ from torch.distributions import Distribution
 from torch.distributions.transforms import Transform
 
 from vfm_inverse.arrays import real_tensor
+from vfm_inverse.calls import attempt, check_kind
 from vfm_inverse.checks import (
     check_axes,
     check_batch,
+    check_callable,
+    check_data,
     check_drawn,
     check_fields,
     check_integer,
     check_params,
+    check_type,
+    resolve_device,
 )
 from vfm_inverse.labels import AxisLabels
 from vfm_inverse.observation_model import ObservationModel
@@ -118,23 +123,15 @@ class InverseProblem:
         obs_coords: Mapping[str, Any] | None = None,
         obs_units: str | None = None,
     ) -> None:
-        given = {"physics": physics, "likelihood": likelihood, "simulator": simulator}
-        chosen = [f"'{key}'" for key in given if given[key] is not None]
-        if len(chosen) != 1:
-            raise ValueError(
-                "give exactly one of 'physics', 'likelihood' and 'simulator'; got "
-                + (" and ".join(chosen) or "none")
-            )
-        for key, value in {"params": params, "reference": reference}.items():
-            if value is not None and not callable(value):
-                raise TypeError(f"'{key}' must be callable; got {type(value).__name__}")
-        if dtype not in (None, torch.float32, torch.float64):
-            raise ValueError(f"'dtype' must be torch.float32 or torch.float64; got {dtype!r}")
+        check_callable(params=params, reference=reference)
+        check_type(dtype)
+        if transform is not None:
+            check_kind(transform, "transform", "Transform")
         self.name = name
         self.kwargs = dict(kwargs or {})
         self.rebuild: Callable[[], InverseProblem] | None = None
         self.device = torch.device("cpu")
-        self.transform = transform or transform_of(prior)
+        self.transform = transform_of(prior) if transform is None else transform
         self.support = None if transform is not None else support_of(prior)
         self._params = params
         self._reference = reference
@@ -290,9 +287,10 @@ class InverseProblem:
                 "this problem has a simulator and no likelihood; give 'physics' or 'likelihood' "
                 "to use what needs a density"
             )
-        x, _ = check_fields(x, self.field_shape, device=self.device)
-        y = real_tensor(y, "y", dtype=x.dtype, device=self.device)
-        return self.likelihood(x, **params).log_prob(y)
+        x, batch = check_fields(x, self.field_shape, device=self.device)
+        y = check_data(y, self.observation_shape, batch, dtype=x.dtype, device=self.device)
+        given = {k: real_tensor(v, k, device=self.device) for k, v in params.items()}
+        return self.likelihood(x, **given).log_prob(y)
 
     def reference_posterior(self, y: Tensor, **params: Tensor) -> Distribution | None:
         """Exact or gold-standard posterior of ``y`` ``(batch, *observation_shape)``, or None."""
@@ -341,7 +339,7 @@ class InverseProblem:
     ) -> Self:
         """Move prior samples and physics, and compute in another type; draws are on ``device`` and
         of ``dtype`` from then on."""
-        self.device = self.device if device is None else torch.device(device)
+        self.device = self.device if device is None else resolve_device(device)
         for sampler in self._samplers.values():
             sampler.to(self.device, dtype)
         if dtype is not None and dtype != self.dtype:
@@ -377,7 +375,7 @@ class InverseProblem:
         return self._samplers[split](num).to(self.device)
 
     def _sample_params(self, num: int) -> Params:
-        drawn = {} if self._params is None else self._params(num)
+        drawn = {} if self._params is None else attempt(self._params, "params", num)
         return check_drawn(drawn, num, dtype=self.dtype, device=self.device)
 
     def _check_params(self, params: Mapping[str, Any] | None, num: int) -> Params:

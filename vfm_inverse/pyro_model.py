@@ -23,6 +23,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from vfm_inverse.adapter import Diagonal, Full, Mixture, standard_normal
+from vfm_inverse.calls import checked
 from vfm_inverse.correction.target import Target
 from vfm_inverse.randomness import seeded
 
@@ -72,6 +73,7 @@ def guide(vfm: VariationalFlowMap, y: Tensor, **params: Tensor) -> Tensor:
         return pyro.sample("z", answer.noise)
 
 
+@checked("correction", vfm="VariationalFlowMap")
 def refine(
     vfm: VariationalFlowMap,
     y: Tensor,

@@ -38,7 +38,7 @@ class Setting:
         ends = []
         if self.low is not None:
             ends.append(f"above {self.low:g}" if self.open_low else f"at least {self.low:g}")
-        if self.high is not None and self.high != MAX_SEED:
+        if self.high is not None and self.high not in (MAX_SEED, MOST):
             ends.append(f"below {self.high:.6g}" if self.open_high else f"at most {self.high:.6g}")
         noun = "an integer" if self.kind is int else "a number"
         # "a number above 0", "an integer of at least 1"
@@ -79,10 +79,13 @@ class Setting:
 
 
 MAX_SEED = 2**63 - 1
+MOST = 2**31 - 1
+"""Largest number of anything that is counted."""
 
 FLAG = Setting(bool)
 SEED = Setting(int, 0, MAX_SEED)
-COUNT, PAIR = Setting(int, 1), Setting(int, 2)
+ANY_SEED = Setting(int, 0, MAX_SEED, optional=True)
+COUNT, PAIR = Setting(int, 1, MOST), Setting(int, 2, MOST)
 WEIGHT, SHARE = Setting(float, 0), Setting(float, 0, 1)
 POSITIVE = Setting(float, 0, open_low=True)
 
@@ -124,7 +127,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
     "calibration": {
         "num_simulations": PAIR,
         "num_draws": PAIR,
-        "seed": Setting(int, 0, MAX_SEED, optional=True),
+        "seed": ANY_SEED,
         "alpha": Setting(float, 0, 1, open_low=True, open_high=True),
         "joint": FLAG,
         "local": FLAG,
@@ -134,6 +137,24 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "progress": FLAG,
     },
     "sample": {"num_draws": COUNT, "seed": SEED},
+    "load": {"warn": FLAG},
+    "correction": {
+        "num_samples": COUNT,
+        "seed": ANY_SEED,
+        "ess": Setting(float, 0, 1, open_low=True, open_high=True),
+        "moves": COUNT,
+        "max_stages": COUNT,
+        "num_chains": COUNT,
+        "warmup": Setting(int, 0),
+        "thin": Setting(int, 1, optional=True),
+        "num_bootstrap": COUNT,
+        "steps": COUNT,
+        "num_draws": PAIR,
+        "learning_rate": POSITIVE,
+        "level": Setting(float, 0, 1, open_low=True, open_high=True),
+        "num_simulations": PAIR,
+        "largest": Setting(float, 1, open_low=True),
+    },
 }
 """Range by function (``model`` is ``VariationalFlowMap.for_problem``) and argument; arguments that
 choose by name are checked where the names are known."""

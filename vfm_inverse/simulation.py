@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -133,14 +134,14 @@ def infinite_rows(y: Tensor) -> Tensor:
     return (~torch.isfinite(y.flatten(1)).all(1)).nonzero().squeeze(1)
 
 
-def stream_of(seed: int | None, split: str) -> int | None:
+def stream_of(seed: int | None, split: Any) -> int | None:
     """Seed of a split: the two splits of one seed are different streams.
 
     Raises:
         ValueError: an unknown split, or a seed that is no integer.
     """
-    if split not in ("train", "test"):
-        raise ValueError(f"'split' must be 'train' or 'test'; got {split!r}")
+    if not isinstance(split, str) or split not in ("train", "test"):
+        raise ValueError(f"'split' must be 'train' or 'test'; got {split!r:.60}")
     seed = None if seed is None else check_integer(seed, "seed")
     if seed is None or split == "train":
         return seed

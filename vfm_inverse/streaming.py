@@ -19,6 +19,7 @@ import xarray as xr
 from torch import Tensor
 from tqdm import tqdm
 
+from vfm_inverse.calls import checked
 from vfm_inverse.files import check_space, replacing
 from vfm_inverse.labelled import save_netcdf, to_xarray
 from vfm_inverse.labels import DRAW
@@ -40,6 +41,13 @@ CHUNK = 2**18
 """Numbers of a chunk of the file."""
 
 
+@checked(
+    vfm="VariationalFlowMap",
+    problem="InverseProblem",
+    path="path",
+    params="mapping",
+    provenance="mapping",
+)
 def sample_to_netcdf(
     vfm: VariationalFlowMap,
     problem: InverseProblem,

@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vfm_inverse import checkpoint
+from vfm_inverse.calls import checked
 from vfm_inverse.card import problem_fingerprint
+from vfm_inverse.checks import resolve_device
 from vfm_inverse.config import check_keys
 from vfm_inverse.files import locked
 from vfm_inverse.objective import PRESETS, Objective
@@ -44,6 +46,7 @@ HARMLESS = ("device", "checkpoint_dir", "resume", "checkpoint_every", "progress"
 """Arguments of :func:`fit` that the trained map does not depend on."""
 
 
+@checked(vfm="VariationalFlowMap", problem="InverseProblem", checkpoint_dir="path")
 def fit(
     vfm: VariationalFlowMap,
     problem: InverseProblem,
@@ -333,19 +336,3 @@ def warn_of_collapse(row: Mapping[str, float], steps: int) -> bool:
             row["dispersion"],
         )
     return collapsed
-
-
-def resolve_device(device: str | torch.device) -> torch.device:
-    """``"auto"`` is a GPU where there is one.
-
-    Raises:
-        ValueError: the device is unknown or not there.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"'device' must be 'auto' or a device of this machine; got {device!r}"
-        ) from error

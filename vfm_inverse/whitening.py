@@ -216,8 +216,8 @@ class SpectralWhitening(Whitening):
     def __init__(self, event_shape: tuple[int, ...]) -> None:
         if len(event_shape) < 2:
             raise ValueError(
-                "'event_shape' must be (C, L), (C, H, W) or (C, D, H, W) for a spectral whitening; got "
-                f"{event_shape}"
+                "'event_shape' must have space axes for a spectral whitening, as (C, H, W) has; "
+                f"got {event_shape}"
             )
         super().__init__(event_shape)
         self.register_buffer("amplitude", torch.ones(event_shape))

@@ -15,6 +15,7 @@ from pyro.infer import MCMC, NUTS
 from pyro.ops.stats import effective_sample_size
 from torch import Tensor
 
+from vfm_inverse.calls import checked
 from vfm_inverse.correction.ensemble import Ensemble
 from vfm_inverse.correction.hamiltonian import hamiltonian
 from vfm_inverse.correction.moves import ACCEPTANCE, State, adapt, mala, pcn
@@ -29,6 +30,7 @@ METHODS = ("pcn", "mala", "hmc", "nuts")
 KERNELS = {"pcn": pcn, "mala": mala}
 
 
+@checked("correction", vfm="VariationalFlowMap", method="str")
 def mcmc(
     vfm: VariationalFlowMap,
     y: Tensor,

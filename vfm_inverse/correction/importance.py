@@ -14,6 +14,7 @@ import math
 import torch
 from torch import Tensor
 
+from vfm_inverse.calls import checked
 from vfm_inverse.correction.ensemble import Ensemble
 from vfm_inverse.correction.moves import draw
 from vfm_inverse.correction.target import Target
@@ -29,6 +30,7 @@ MOST_FOLDED = 0.01
 """Largest share of draws in folds of the map with which weights are trusted."""
 
 
+@checked("correction", vfm="VariationalFlowMap")
 @torch.no_grad()
 def psis(
     vfm: VariationalFlowMap,

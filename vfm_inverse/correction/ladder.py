@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from vfm_inverse.calls import checked
 from vfm_inverse.correction.chains import chain_figures
 from vfm_inverse.correction.ensemble import Ensemble, effective_size
 from vfm_inverse.correction.hamiltonian import hamiltonian
@@ -43,6 +44,7 @@ GOOD_RHAT = 1.05
 """Largest R-hat with which groups of particles or chains are said to agree."""
 
 
+@checked("correction", vfm="VariationalFlowMap")
 def auto(
     vfm: VariationalFlowMap,
     y: Tensor,

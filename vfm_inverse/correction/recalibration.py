@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from vfm_inverse.adapter import standardize, unstandardize
+from vfm_inverse.calls import checked
 from vfm_inverse.posterior import PushForward, VariationalFlowMap
 from vfm_inverse.problem import InverseProblem, Split
 from vfm_inverse.randomness import seeded
@@ -69,6 +70,7 @@ class Intervals:
         return covered / num_simulations
 
 
+@checked("correction", vfm=("VariationalFlowMap", "Tempered"), problem="InverseProblem")
 @torch.no_grad()
 def conformal(
     vfm: VariationalFlowMap | Tempered,
@@ -145,6 +147,7 @@ class Tempered:
         return PushForward(answer.noise, decode, vfm.event_shape, batched)
 
 
+@checked("correction", vfm=("VariationalFlowMap", "Tempered"), problem="InverseProblem")
 @torch.no_grad()
 def temperature(
     vfm: VariationalFlowMap,

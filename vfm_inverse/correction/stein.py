@@ -17,6 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vfm_inverse.calls import checked
 from vfm_inverse.correction.target import Target
 from vfm_inverse.posterior import VariationalFlowMap
 from vfm_inverse.randomness import seeded
@@ -24,6 +25,7 @@ from vfm_inverse.randomness import seeded
 __all__ = ["ksd", "stein_test"]
 
 
+@checked("correction", vfm="VariationalFlowMap")
 @torch.no_grad()
 def ksd(
     vfm: VariationalFlowMap,

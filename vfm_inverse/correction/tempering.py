@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vfm_inverse.calls import checked
 from vfm_inverse.correction.ensemble import Ensemble, effective_size, systematic
 from vfm_inverse.correction.moves import ACCEPTANCE, State, adapt, draw, pcn
 from vfm_inverse.correction.target import Target
@@ -24,6 +25,7 @@ __all__ = ["smc", "split_rhat"]
 GROUPS = 4
 
 
+@checked("correction", vfm="VariationalFlowMap")
 @torch.no_grad()
 def smc(
     vfm: VariationalFlowMap,

@@ -31,6 +31,7 @@ from torch.distributions import (
     constraints,
 )
 from torch.distributions.transforms import (
+    AbsTransform,
     AffineTransform,
     ExpTransform,
     ReshapeTransform,
@@ -245,6 +246,16 @@ def test_laws_without_bounds_have_no_transform() -> None:
         MaternField((4, 4)),
     ):
         assert transform_of(prior) is None and support_of(prior) is None
+
+
+def test_what_a_chain_of_transforms_is_not_known_of() -> None:
+    """Its own support then counts: neither a base without ends nor a fold has bounds to follow."""
+    low, high = torch.tensor(0.0, dtype=torch.float64), torch.tensor(torch.inf)
+    folded = TransformedDistribution(Uniform(-ONE, ONE), [AbsTransform()])
+    grown = TransformedDistribution(Circle(), [ExpTransform()])
+    for prior in (half_open(folded), grown):
+        found = transform_of(prior)
+        assert isinstance(found, Box) and found.low == low and found.high == high
 
 
 @pytest.mark.parametrize("law", [Poisson(ONE), Bernoulli(0.5 * ONE)])

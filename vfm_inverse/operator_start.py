@@ -1,7 +1,7 @@
 r"""The Gaussian posterior in closed form, for linear physics with Gaussian noise.
 
-In whitened coordinates :math:`x = m + S\xi` the observation is :math:`y - A m = B \xi +
-\sigma\varepsilon` with :math:`B = A S`, and the posterior is a
+In whitened coordinates :math:`x = m + D S\xi` the observation is :math:`y - A m = B \xi +
+\sigma\varepsilon` with :math:`B = A D S`, and the posterior is a
 :class:`~vfm_inverse.gaussian.ContractedNormal` with
 
 .. math:: B = U \operatorname{diag}(s) V^\top, \quad

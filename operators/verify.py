@@ -116,8 +116,8 @@ def verify(
         raise TypeError(f"'physics' must be a deepinv Physics; got {type(physics).__name__}")
     if not isinstance(x, Tensor):
         raise TypeError(f"'x' must be a torch.Tensor; got {type(x).__name__}")
-    if not (x.is_floating_point() or x.is_complex()):
-        raise TypeError(f"'x' must hold floating-point numbers; got {x.dtype}")
+    if not (x.is_floating_point() or x.is_complex()) or x.is_meta:
+        raise TypeError(f"'x' must hold floating-point numbers; got {x.dtype} on {x.device}")
     if x.dim() < 2 or x.numel() == 0 or not bool(torch.isfinite(x.abs()).all()):
         raise ValueError(
             f"'x' must hold finite fields (batch, *event); got shape {tuple(x.shape)}"

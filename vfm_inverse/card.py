@@ -271,8 +271,8 @@ def problem_fingerprint(problem: InverseProblem) -> str:
     """SHA-256 of what a training learns from: the physics, the prior, a few simulations, names and
     shapes. It does not depend on the device that the problem is on."""
     home = problem.device
-    text = [problem.name, problem.kwargs, physics_fingerprint(problem), str(problem.dtype)]
-    text += [list(problem.observation_shape)]
+    text: list[Any] = [problem.name, problem.kwargs, physics_fingerprint(problem)]
+    text += [str(problem.dtype), list(problem.observation_shape)]
     try:
         # The random numbers of devices differ.
         first, again = (_simulations(problem.to("cpu")) for _ in range(2))

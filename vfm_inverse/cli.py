@@ -70,8 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def plain_warnings() -> Iterator[None]:
-    """Say what no calibration vouches for, and other warnings to users, on a line of standard
-    error each, whatever filters are set."""
+    """Give what no calibration vouches for, and other warnings to users, a line of standard error
+    each, whatever filters are set."""
 
     def show(message: Warning | str, category: type[Warning], *args: Any, **kwargs: Any) -> None:
         if issubclass(category, UserWarning):
@@ -129,6 +129,7 @@ def train(args: argparse.Namespace) -> int:
     from vfm_inverse.build import build
     from vfm_inverse.calibration import calibrate as check_calibration
     from vfm_inverse.files import locked
+    from vfm_inverse.objective import Objective
     from vfm_inverse.training import fit
 
     check_keys("model", config.model, build, reserved=["problem"])
@@ -138,6 +139,9 @@ def train(args: argparse.Namespace) -> int:
     check_keys("calibration", config.calibration, check_calibration, reserved=ours)
     for section in ("model", "fit", "calibration"):
         check_settings(section, getattr(config, section), section)
+    if isinstance(terms := config.fit.get("objective"), dict):
+        check_keys("fit.objective", terms, Objective, reserved=["vfm"])
+        check_settings("objective", terms, "fit.objective")
 
     with locked(args.out):
         goes_on = (args.out / runs.STATE).exists()

@@ -73,8 +73,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise _named(error, path) from error
     finally:
         _writing.discard(temporary)
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # there is nothing left of it after a renaming
+            # A library that failed may keep the file open; its room is given back at once.
+            os.truncate(temporary, 0)
+            temporary.unlink()
 
 
 @contextmanager

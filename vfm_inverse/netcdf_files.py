@@ -18,7 +18,7 @@ import netCDF4
 import numpy as np
 import xarray as xr
 
-from vfm_inverse.files import replacing
+from vfm_inverse.files import check_space, replacing
 
 __all__ = ["check_content", "read_netcdf", "seal", "write_netcdf"]
 
@@ -45,10 +45,18 @@ def write_netcdf(dataset: xr.Dataset, path: str | os.PathLike[str]) -> Path:
         for name, variable in dataset.variables.items()
         if variable.size >= GUARDED and variable.dtype.kind in "biuf"
     }
+    # HDF5 keeps a file open that it cannot finish: better not begun.
+    check_space(path, sum(v.nbytes for v in dataset.variables.values() if _stored_as_is(v)))
     with replacing(path) as temporary, writing(path):
         dataset.to_netcdf(temporary, engine="netcdf4", format="NETCDF4", encoding=guarded)
         seal(temporary)
     return path
+
+
+def _stored_as_is(variable: xr.Variable) -> bool:
+    """Whether a variable takes its own size in a file: it is not packed or compressed."""
+    smaller = ("dtype", "zlib", "compression", "scale_factor", "add_offset")
+    return variable.dtype.kind in "biuf" and not any(variable.encoding.get(k) for k in smaller)
 
 
 @contextmanager
@@ -103,7 +111,8 @@ def check_content(path: str | os.PathLike[str]) -> None:
     with netCDF4.Dataset(path, "r") as file:
         if SUM in file.ncattrs() and file.getncattr(SUM) != content_sum(file):
             raise ValueError(
-                f"'{os.fspath(path)}' is damaged: its content does not have the checksum it states"
+                f"'{os.fspath(path)}' is damaged or was edited: its content does not have the "
+                "checksum it states"
             )
 
 

@@ -102,11 +102,9 @@ def fit(
         ValueError: an argument makes no sense, or the run to resume is another one; nothing was
             written then.
     """
-    if not isinstance(vfm, VariationalFlowMap) or not isinstance(problem, InverseProblem):
-        raise TypeError(
-            "'fit' takes a VariationalFlowMap and an InverseProblem; got "
-            f"{type(vfm).__name__} and {type(problem).__name__}"
-        )
+    for value, kind in ((vfm, VariationalFlowMap), (problem, InverseProblem)):
+        if not isinstance(value, kind):
+            raise TypeError(f"'fit' takes a {kind.__name__}; got {type(value).__name__}")
     given = {name: value for name, value in locals().items() if name not in ("vfm", "problem")}
     given = check_settings("fit", given)
     if isinstance(objective, str):

@@ -39,7 +39,7 @@ def read(source: Any, problem: InverseProblem) -> np.ndarray:
     return load_observation(source, problem)[0].squeeze(1).double().numpy()
 
 
-# Axes ---------------------------------------------------------------------------------------------
+# Axes ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_a_scalar_time_may_differ_and_a_scalar_level_may_not() -> None:
         read(data.assign_coords(level=850.0), problem)
 
 
-# Kinds of data --------------------------------------------------------------------------------------
+# Kinds of data ----------------------------------------------------------------------
 
 
 def test_durations_are_numbers_of_the_unit() -> None:
@@ -230,7 +230,7 @@ def test_neighbours_of_the_data_do_not_confuse(tmp_path: Path) -> None:
     assert out.attrs["institution"] == "ours" and out.attrs["history"].startswith("made\n")
 
 
-# Units ----------------------------------------------------------------------------------------------
+# Units ----------------------------------------------------------------------
 
 
 def test_equal_spellings_are_equal() -> None:
@@ -275,7 +275,7 @@ def test_without_the_library_other_units_are_refused(monkeypatch: pytest.MonkeyP
     assert duration(np.array([90], "m8[s]"), "minutes", "it")[0] == 1.5
 
 
-# Names ----------------------------------------------------------------------------------------------
+# Names ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -342,7 +342,7 @@ def test_labels_that_are_none_are_refused(
         )
 
 
-# Tables of stations -----------------------------------------------------------------------------------
+# Tables of stations ----------------------------------------------------------------------
 
 
 def network(lon: np.ndarray, lat: np.ndarray | None = None) -> InverseProblem:

@@ -102,9 +102,6 @@ def fit(
         ValueError: an argument makes no sense, or the run to resume is another one; nothing was
             written then.
     """
-    for value, kind in ((vfm, VariationalFlowMap), (problem, InverseProblem)):
-        if not isinstance(value, kind):
-            raise TypeError(f"'fit' takes a {kind.__name__}; got {type(value).__name__}")
     given = {name: value for name, value in locals().items() if name not in ("vfm", "problem")}
     given = check_settings("fit", given)
     if isinstance(objective, str):

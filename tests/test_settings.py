@@ -139,7 +139,7 @@ def test_an_objective_without_terms_is_refused() -> None:
             Objective(vfm, **terms, adapter_share=0.5)
     with pytest.raises(TypeError, match="'objective' must be a name or a mapping; got int"):
         fit(vfm, ours, objective=3)
-    with pytest.raises(TypeError, match="'fit' takes a VariationalFlowMap; got InverseProblem"):
+    with pytest.raises(TypeError, match="'vfm' must be a VariationalFlowMap; got InverseProblem"):
         fit(ours, vfm)
 
 

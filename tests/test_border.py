@@ -262,7 +262,7 @@ def test_data_that_are_counts_or_categories_become_numbers(likelihood: Any) -> N
     [
         ({"likelihood": lambda x: x}, TypeError, "'likelihood' must return a torch Distribution"),
         ({"likelihood": lambda x: Normal(0.0, 1.0)}, ValueError, "batch shape begins with that"),
-        ({"likelihood": 3}, TypeError, "'likelihood' must be callable; got int"),
+        ({"likelihood": 3}, TypeError, "'likelihood' must be callable; got 3"),
         ({"simulator": lambda x: x.sum()}, ValueError, "one observation for each field"),
         (
             {"simulator": lambda x: x * 1j},

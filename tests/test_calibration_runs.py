@@ -19,7 +19,7 @@ from torch.distributions import Distribution, Independent, Normal
 
 from vfm_inverse.calibration import calibrate, merge, posterior_sbc, simulations
 from vfm_inverse.calibration.parts import read_part
-from vfm_inverse.problem import InverseProblem
+from vfm_inverse.problem import InverseProblem, SimulationWarning
 
 KILLS = int(os.environ.get("KILLS", "10"))
 
@@ -148,10 +148,11 @@ def test_a_posterior_with_a_stream_of_its_own_is_named(tmp_path: Path) -> None:
 
 def test_a_simulator_with_a_stream_of_its_own_is_named(tmp_path: Path) -> None:
     path, stream = tmp_path / "c.npz", np.random.default_rng(0)
-    ours = InverseProblem(
-        prior=Independent(Normal(torch.zeros(3), 1.0), 1),
-        simulator=lambda x: x + 0.5 * torch.from_numpy(stream.normal(size=tuple(x.shape))).float(),
-    )
+    with pytest.warns(SimulationWarning, match="'simulator' does not follow the seed"):
+        ours = InverseProblem(
+            prior=Independent(Normal(torch.zeros(3), 1.0), 1),
+            simulator=lambda x: x + 0.5 * torch.tensor(stream.normal(size=tuple(x.shape))).float(),
+        )
     calibrate(exact, ours, 20, 10, path=path)
     before = path.read_bytes()
     with pytest.raises(ValueError, match="the simulator does not follow the seed"):

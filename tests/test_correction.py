@@ -360,7 +360,7 @@ def test_temperature_undoes_a_wrong_width() -> None:
     assert isinstance(tempered, Tempered)
     width = tempered(y).sample((4000,)).std(0) / exact
     torch.testing.assert_close(width, torch.ones_like(width), atol=0.08, rtol=0)
-    with pytest.raises(ValueError, match="'largest' must exceed 1"):
+    with pytest.raises(ValueError, match="'largest' must be a number above 1"):
         correction.temperature(vfm, problem, largest=0.5)
 
 

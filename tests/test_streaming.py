@@ -76,7 +76,7 @@ def test_many_blocks_hold_what_to_xarray_labels(
     assert read.field.attrs == expected.field.attrs
     assert read.attrs.keys() == expected.attrs.keys()
     # No draw is missing, repeated, or of another observation.
-    assert np.isfinite(draws).all()
+    assert bool(draws.isfinite().all())
     flat = draws.flatten(2).transpose(0, 1).flatten(0, 1)
     assert len(flat.unique(dim=0)) == num * batch
     if num >= 17:

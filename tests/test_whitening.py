@@ -107,5 +107,5 @@ def test_constant_direction_does_not_divide_by_zero() -> None:
 def test_unknown_kind_and_vector_spectrum_are_refused() -> None:
     with pytest.raises(ValueError, match="'whitening' must be 'auto' or one of"):
         fit_whitening(torch.randn(10, 3), "fourier")
-    with pytest.raises(ValueError, match="'event_shape' must be"):
+    with pytest.raises(ValueError, match="'event_shape' must have space axes"):
         SpectralWhitening((7,))

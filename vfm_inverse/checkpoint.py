@@ -169,7 +169,9 @@ def load(
         vfm.card = card
     if warn:
         other = card is not None and vfm.card is None
-        warn_unless_certified(vfm, f"'{path}'" + " (certified for another physics)" * other)
+        # Between here and the caller's line is the check of the arguments.
+        name = f"'{path}'" + " (certified for another physics)" * other
+        warn_unless_certified(vfm, name, stacklevel=3)
     return vfm
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vfm_inverse.calls import checked
-from vfm_inverse.files import check_space, replacing
+from vfm_inverse.files import check_space, check_writable, replacing
 from vfm_inverse.labelled import save_netcdf, to_xarray
 from vfm_inverse.labels import DRAW
 from vfm_inverse.netcdf_files import seal, writing
@@ -94,6 +94,7 @@ def sample_to_netcdf(
         provenance = {**vfm.provenance(), "seed": seed}
     options = {"params": params, "provenance": provenance, **labels}
     size = y.new_empty((), dtype=vfm.whitening.mean.dtype).element_size()
+    check_writable(path)
     check_space(path, num_draws * len(y) * vfm.event_shape.numel() * size)
     plan = Plan.of(num_draws, len(y), vfm.event_shape.numel())
     if plan.single:

@@ -129,6 +129,24 @@ def test_an_observation_may_be_one_number() -> None:
         assert vfm(y).sample((5,)).shape == shape
 
 
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((0,), (0, 2, 3)),
+        ((), (2, 3)),
+        (4, (4, 2, 3)),
+        (np.int64(4), (4, 2, 3)),
+        ((2, 3), (2, 3, 2, 3)),
+    ],
+)
+def test_any_number_of_draws_may_be_asked_for(shape: Any, expected: tuple[int, ...]) -> None:
+    vfm = vi.VariationalFlowMap.for_problem(InverseProblem(LAW, likelihood=normal_around), **SMALL)
+    assert vfm(torch.zeros(2, 3)).sample(shape).shape == expected
+    for wrong in (-1, (2.5,), "3", None):
+        with pytest.raises(ValueError, match="'sample_shape' must be|'sample_shape'"):
+            vfm(torch.zeros(2, 3)).sample(wrong)
+
+
 # Types -------------------------------------------------------------------------------------------
 
 
@@ -280,6 +298,11 @@ def test_data_that_are_counts_or_categories_become_numbers(likelihood: Any) -> N
             {"simulator": lambda x, a: x, "params": lambda n: {"a": torch.full((n,), torch.nan)}},
             ValueError,
             "'params' must be finite; 'a' is not",
+        ),
+        (
+            {"simulator": lambda x, y: x, "params": lambda n: {"y": torch.ones(n)}},
+            ValueError,
+            "'params' must not call a parameter 'y'",
         ),
         (
             {"simulator": lambda x, a: x, "params": lambda n: {"a": [None] * n}},

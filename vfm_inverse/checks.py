@@ -6,6 +6,7 @@ All are brought to the problem's device and type here, once; what is behind it m
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -31,6 +32,13 @@ __all__ = [
     "check_integer",
     "check_params",
 ]
+
+RESERVED = frozenset(
+    ("self", "vfm", "x", "y", "seed", "split", "steps", "num_samples", "num_draws", "method")
+    + ("ess", "moves", "max_stages", "num_chains", "warmup", "thin", "num_bootstrap")
+    + ("learning_rate",)
+)
+"""Arguments that calls with parameters by name have for their own."""
 
 CHANNELS = (1, 3, 4)
 """Numbers of channels that images have."""
@@ -174,6 +182,11 @@ def check_drawn(
         raise TypeError(f"'params' must return a dict of parameters; got {shown(drawn)}")
     params = {}
     for name, value in drawn.items():
+        if not isinstance(name, str) or name in RESERVED or "/" in name:
+            raise ValueError(
+                f"'params' must not call a parameter {name!r:.40}: calls have arguments of that "
+                "name, or no file can hold it; choose another"
+            )
         tensor = value if isinstance(value, Tensor) else torch.from_numpy(real_array(value, name))
         if tensor.is_floating_point() or tensor.is_complex():
             tensor = real_tensor(tensor, name, dtype=dtype)
@@ -306,7 +319,7 @@ def check_shape(shape: Any, name: str) -> torch.Size:
     Raises:
         ValueError: it is no shape.
     """
-    if isinstance(shape, int) and not isinstance(shape, bool):
+    if isinstance(shape, Integral) and not isinstance(shape, bool):
         shape = (shape,)
     if not isinstance(shape, Sequence) or isinstance(shape, str | bytes):
         raise ValueError(f"'{name}' must be a tuple of integers; got {shown(shape)}")

@@ -28,6 +28,7 @@ from torch.distributions import (
 
 from vfm_inverse.arrays import real_tensor
 from vfm_inverse.calls import attempt
+from vfm_inverse.checks import shorten
 from vfm_inverse.random_fields import MaternField
 from vfm_inverse.randomness import seeded
 
@@ -276,10 +277,18 @@ class LogPrior:
         home = x.to(self._device)
         inside = self._supports(home)
         if inside is None or bool(inside.all()):
-            return self._prior.log_prob(home).to(x)
+            return self._density(home).to(x)
         shaped = inside.reshape(*inside.shape, *[1] * self._inside.dim())
-        density = self._prior.log_prob(torch.where(shaped, home, self._inside.to(home)))
+        density = self._density(torch.where(shaped, home, self._inside.to(home)))
         return torch.where(inside, density, -torch.inf).to(x)
+
+    def _density(self, x: Tensor) -> Tensor:
+        try:
+            return self._prior.log_prob(x)
+        except ValueError as error:  # torch prints all of the numbers
+            raise ValueError(
+                f"the prior states no density at these fields: {shorten(str(error))}"
+            ) from error
 
     def _supports(self, x: Tensor) -> Tensor | None:
         """Which fields ``(*batch, *event)`` lie in the support, ``(*batch,)``; None if unknown."""

@@ -203,8 +203,10 @@ def main_figures(report: xr.Dataset) -> dict[str, float]:
         "coverage_90": report.coverage_map.sel(level=0.9).mean(),
         "crps": report.crps.mean(),
         "energy_score": report.energy_score.mean(),
-        "spread_over_error": ((report.spread_map**2).mean() / (report.skill_map**2).mean()) ** 0.5,
     }
+    error = (report.skill_map**2).mean()
+    if error > 0:  # else nothing varies
+        figures["spread_over_error"] = ((report.spread_map**2).mean() / error) ** 0.5
     if "tarp_p_adjusted" in report:
         figures["joint_p"] = report.tarp_p_adjusted
     if "skill" in report and np.isfinite(report.skill.sel(score="crps")):

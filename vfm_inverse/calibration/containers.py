@@ -6,7 +6,7 @@ must tie: both are rounded to the coarser of their types. Double precision in bo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import xarray as xr
 from torch import Tensor
 
 from vfm_inverse.arrays import real_array, real_tensor
+from vfm_inverse.units import same_units
 
 __all__ = ["aligned", "common_type", "one_array", "ordered", "simulations_first", "tensor_of"]
 
@@ -116,8 +117,8 @@ def aligned(
         size = float(np.nanmax(np.abs(b), initial=0.0))
         if not np.allclose(a, b, rtol=0, atol=1e-6 * size, equal_nan=True):
             raise ValueError(_differ(key, name, whose, value, like))
-    ours, theirs = (_unit(array.attrs.get("units")) for array in (value, like))
-    if None not in (ours, theirs) and ours != theirs:
+    ours, theirs = (array.attrs.get("units") for array in (value, like))
+    if None not in (ours, theirs) and not same_units(str(ours), str(theirs)):
         raise ValueError(
             f"'{name}' is in '{value.attrs['units']}', '{whose}' in '{like.attrs['units']}'; "
             "convert one of them"
@@ -194,11 +195,3 @@ def _differ(dim: Any, name: str, whose: str, value: xr.DataArray, like: xr.DataA
         f"'{name}' and '{whose}' must have the same coordinate '{dim}', in any order and without "
         f"equal values; got {shown[0]} and {shown[1]}"
     )
-
-
-def _unit(text: Any) -> str | None:
-    if text is None:
-        return None
-    plain = " ".join(str(text).split())
-    same: Mapping[str, str] = {"": "1", "kelvin": "K", "degrees_kelvin": "K"}
-    return same.get(plain, plain)

@@ -34,11 +34,11 @@ def meaning(name: Hashable, attrs: Mapping[Any, Any]) -> str | None:
         return said
     if said:
         return None  # rotated coordinates, projection coordinates
-    for words, unit, found in (
-        (LATITUDES, "degrees_north", "latitude"),
-        (LONGITUDES, "degrees_east", "longitude"),
+    for words, unit, other, found in (
+        (LATITUDES, "degrees_north", "degrees_east", "latitude"),
+        (LONGITUDES, "degrees_east", "degrees_north", "longitude"),
     ):
-        known = units is not None and _same(units, unit) and not _same(units, "degrees")
+        known = units is not None and _same(units, unit) and not _same(units, other)
         if known or str(name).strip().casefold().removeprefix("station_") in words:
             return found
     return None
@@ -64,6 +64,7 @@ def positions(
     places = np.broadcast_to(places, seen.shape)
     if lost := int((seen & ~np.isfinite(places)).sum()):
         raise ValueError(f"{lost} stations have a value and no '{name}'")
+    given = places = np.where(seen, places, nodes.flat[0])
     period = _period(name, axis.attrs)
     nodes = _in_order(nodes, name, period)
     position = np.linspace(0.0, 1.0, len(nodes))
@@ -78,7 +79,7 @@ def positions(
         places = np.where(inside, places, round_again)
         inside = (places >= first - slack) & (places <= last + slack)
     if not bool(inside[seen].all()):
-        wrong = np.broadcast_to(_numbers(location, axis, name)[0], seen.shape)[seen & ~inside]
+        wrong = given[seen & ~inside]
         message = (
             f"{len(wrong)} stations lie outside the grid, which has '{name}' from {first:g} to "
             f"{last:g}; the first is at {wrong[0]:g}"
@@ -91,7 +92,7 @@ def positions(
                 f"{first + (period or 0.0):g}"
             )
         raise ValueError(message)
-    return np.where(seen, np.interp(np.where(seen, places, first), nodes, position), 0.0)
+    return np.where(seen, np.interp(places, nodes, position), 0.0)
 
 
 def _same(a: object, b: str) -> bool:

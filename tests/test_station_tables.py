@@ -289,6 +289,18 @@ def test_rows_along_the_dimension_of_observations_are_refused() -> None:
         load_observation(table().rename(station="observation"), network(LAT, LAT))
 
 
+def test_a_table_has_one_dimension_of_rows() -> None:
+    problem = network(LAT, LAT)
+    at_once = table().assign(value=table()["value"].expand_dims(time=1))
+    y, _ = load_observation(at_once, problem)
+    assert y.tolist() == [[1.0, 0, 0, 0]]
+    assert own_rows(at_once, problem, set())["value"].values.tolist() == [1.0]
+    with pytest.raises(ValueError, match="'value' has the dimensions .*; a table of stations has"):
+        load_observation(table().assign(value=at_once["value"].isel(time=[0, 0])), problem)
+    with pytest.raises(ValueError, match="'value' lacks the dimension 'station'"):
+        load_observation(table().assign(value=1.0), problem)
+
+
 FRAME = pd.DataFrame(
     {"name": ["A", "B", None], "value": [1.0, None, 3.0], "lat": [0, 1, 2], "lon": [2, 1, 0]}
 ).assign(std=0.1)

@@ -145,4 +145,5 @@ def _numbers(
     if places.dtype.kind == "m":
         places, units = duration(places, expected, label), expected
     numbers = real_array(nodes, f"the grid's {name}").astype(np.float64)
+    places = real_array(places, str(location.name))
     return converted(places, units, expected, label), numbers

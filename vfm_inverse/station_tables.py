@@ -59,7 +59,7 @@ def read_table(dataset: xr.Dataset, problem: InverseProblem) -> xr.Dataset:
     if PARAM + "coords" in dataset:
         return dataset
     table, value = _table(dataset, problem)
-    if value is None or len(set(value.dims) - {BATCH}) != 1:
+    if value is None:
         return dataset
     values, order = _stations(value, problem)
     size = problem.observation_shape[0]
@@ -170,15 +170,33 @@ def _folded(name: object) -> str:
 def _table(dataset: xr.Dataset, problem: InverseProblem) -> tuple[xr.Dataset, xr.DataArray | None]:
     """The table along a dimension, and its column of values."""
     value = _value(dataset, problem)
-    if value is None or value.dims not in ((), (BATCH,)):
+    if value is None:
+        return dataset, None
+    rows = [dim for dim in value.dims if dim != BATCH]
+    # Of several dimensions those of length one say when, or how high.
+    single: list[Any] = []
+    if len(rows) > 1:
+        columns = [_location(dataset, dim, value, problem)[1] for dim in problem.dims]
+        along = {dim for column in columns for dim in column.dims}
+        single = [dim for dim in rows if value.sizes[dim] == 1 and dim not in along]
+        single = single[: len(rows) - 1]
+    if single:
+        dataset = dataset.squeeze(single)
+        value = dataset[value.name]
+    if len(rows) - len(single) > 1:
+        raise ValueError(
+            f"'{value.name}' has the dimensions {value.dims}; a table of stations has one, after "
+            f"a dimension '{BATCH}' where there are several tables"
+        )
+    if rows:
         return dataset, value
     if value.dims:
         raise ValueError(
             f"the table's rows lie along '{BATCH}', which counts tables; call that dimension "
             f"'{STATION}'"
         )
-    if BATCH in dataset.dims or STATION in dataset.dims:
-        return dataset, value
+    if STATION in dataset.dims:
+        raise ValueError(f"'{value.name}' lacks the dimension '{STATION}' of the other columns")
     table = dataset.expand_dims(STATION)  # one row
     return table, table[value.name]
 
@@ -235,7 +253,10 @@ def _laid_out(variable: xr.DataArray, like: xr.DataArray) -> xr.DataArray:
     shape = (like.sizes.get(BATCH, 1), like.sizes[rows])
     ordered = variable.transpose(BATCH, rows, missing_dims="ignore")
     return xr.DataArray(
-        np.broadcast_to(ordered.values, shape), dims=(BATCH, rows), attrs=variable.attrs
+        np.broadcast_to(ordered.values, shape),
+        dims=(BATCH, rows),
+        attrs=variable.attrs,
+        name=variable.name,
     )
 
 

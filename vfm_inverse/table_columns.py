@@ -86,7 +86,7 @@ def storable(values: Any) -> np.ndarray:
     if array.dtype.kind in "biumMSU":
         return array.astype(array.dtype.newbyteorder("="), copy=False)
     text = ["" if missing(entry) else str(entry) for entry in array.ravel().tolist()]
-    return np.array(text, dtype=object).reshape(array.shape)
+    return np.array(text, dtype=str).reshape(array.shape)
 
 
 def missing(entry: Any) -> bool:

@@ -180,7 +180,7 @@ def duration(values: np.ndarray, units: str | None, name: str) -> np.ndarray:
         raise TypeError(f"{name} must hold durations (timedelta64); got {values.dtype}")
     if units is None or not is_time(units):
         raise ValueError(
-            f"{name} holds durations, and the problem is in '{units or ''}', no unit of time; "
+            f"{name} holds durations, and the problem is in '{units or '':.40}', no unit of time; "
             "divide them by a unit, as in values / numpy.timedelta64(1, 's')"
         )
     own = np.datetime_data(values.dtype)[0]
@@ -257,7 +257,7 @@ def _line_of_udunits(units: str, target: str) -> tuple[float, float, bool] | str
         except ValueError:
             unit = library.Unit("unknown")
         if unit.is_unknown() or unit.is_no_unit():
-            return f"UDUNITS knows no unit '{text}'"
+            return f"UDUNITS knows no unit '{text:.40}'"
         parsed.append(unit)
     first, second = parsed
     # UDUNITS takes a radian for the number 1; a place in degrees is none of a grid from 0 to 1.
@@ -278,4 +278,4 @@ def _is_identity(factor: float, offset: float) -> bool:
 
 
 def _differ(name: str, units: str, target: str) -> str:
-    return f"{name} is in '{units}', the problem in '{target}'"
+    return f"{name} is in '{units!s:.40}', the problem in '{target!s:.40}'"

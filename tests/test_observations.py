@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -267,8 +268,7 @@ def test_units_are_converted_and_errors_without_their_offset() -> None:
 
 
 def test_without_the_library_other_units_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vfm_inverse.units._library", lambda: None)
-    monkeypatch.setattr("vfm_inverse.units._parsed", lambda units: None)
+    monkeypatch.setitem(sys.modules, "cf_units", None)
     assert same_units("kelvin", "K")
     with pytest.raises(ValueError, match=r"'degC', the problem in 'K'; .*vfm-inverse\[io\]"):
         converted(np.zeros(1), "degC", "K", "it")

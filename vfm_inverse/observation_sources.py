@@ -21,7 +21,7 @@ from torch import Tensor
 from vfm_inverse.arrays import real_array
 from vfm_inverse.labels import BATCH, OBSERVED, squeezed
 from vfm_inverse.netcdf_files import FOREIGN, check_content
-from vfm_inverse.station_tables import table_of
+from vfm_inverse.table_columns import table_of
 
 if TYPE_CHECKING:
     from vfm_inverse.problem import InverseProblem

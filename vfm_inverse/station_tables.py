@@ -11,9 +11,10 @@ and ``x`` say, or ``station_y``      ``lon`` and ``longitude`` for ``x``, in sma
 ==================================== ===========================================================
 
 The dimension may have any name and any length, and a leading dimension ``observation`` makes
-several tables of one file. Units are converted to those of the problem; longitudes are turned by
-360 degrees to where the grid has them. The table comes back in every output as it was, with the
-rows' places among the data in ``row_of_observed``.
+several tables of one file; a table of one row may have no dimension. Units are converted to those
+of the problem; longitudes are turned by 360 degrees to where the grid has them
+(:mod:`vfm_inverse.places`). The table comes back in every output as it was, with the rows' places
+among the data in ``row_of_observed``.
 """
 
 from __future__ import annotations
@@ -26,38 +27,22 @@ import pandas as pd
 import xarray as xr
 
 from vfm_inverse.arrays import real_array
-from vfm_inverse.axes import axis_of, is_longitude
 from vfm_inverse.labels import BATCH, ERROR_STD, OBSERVED, PARAM
+from vfm_inverse.places import meaning, positions
 from vfm_inverse.stations import is_table
-from vfm_inverse.units import converted, duration, same_units
+from vfm_inverse.table_columns import storable, storable_attrs
+from vfm_inverse.units import duration, same_units
 
 if TYPE_CHECKING:
     from vfm_inverse.problem import InverseProblem
 
-__all__ = ["own_rows", "read_table", "table_of"]
+__all__ = ["own_rows", "read_table"]
 
 VALUE = (OBSERVED, "value")
 ERROR = (ERROR_STD, "sigma", "std", "error")
-ROW = "row_of_observed"
-
-
-def table_of(frame: pd.DataFrame) -> xr.Dataset:
-    """A pandas table as a dataset along ``station``; its index is a column unless it only counts.
-
-    Raises:
-        TypeError: a column has a name that is no text.
-    """
-    if not isinstance(frame.index, pd.RangeIndex):
-        frame = frame.reset_index()
-    if wrong := [name for name in frame.columns if not isinstance(name, str)]:
-        raise TypeError(f"the table's columns must have names; got {wrong[0]!r:.60}")
-    columns = {name: np.asarray(frame[name]) for name in frame.columns}
-    return xr.Dataset(
-        {
-            k: ("station", v if v.dtype.kind == "c" else _plain(frame[k]))
-            for k, v in columns.items()
-        }
-    )
+ROW, STATION = "row_of_observed", "station"
+REFERENCES = ("ancillary_variables", "bounds", "coordinates", "grid_mapping")
+"""Attributes that name other variables."""
 
 
 def read_table(dataset: xr.Dataset, problem: InverseProblem) -> xr.Dataset:
@@ -71,37 +56,44 @@ def read_table(dataset: xr.Dataset, problem: InverseProblem) -> xr.Dataset:
     """
     if not is_table(problem.observation_shape, problem.param_shapes):
         return dataset
-    value = _value(dataset, problem)
-    if value is None or PARAM + "coords" in dataset or len(set(value.dims) - {BATCH}) != 1:
+    if PARAM + "coords" in dataset:
+        return dataset
+    table, value = _table(dataset, problem)
+    if value is None:
         return dataset
     values, order = _stations(value, problem)
     size = problem.observation_shape[0]
 
-    def column(variable: xr.DataArray, numbers: np.ndarray) -> np.ndarray:
-        rows = np.take_along_axis(_rows(variable, value, numbers), order, 1)[:, :size]
+    def column(numbers: np.ndarray) -> np.ndarray:
+        rows = np.take_along_axis(numbers, order, 1)[:, :size]
         return np.pad(rows, ((0, 0), (0, size - rows.shape[1])), constant_values=np.nan)
 
-    padded = column(value, values)
-    seen = ~np.isnan(padded)
+    seen = ~np.isnan(values)
     places = []
     for dim in problem.field_labels.dims:
-        location = _location(dataset, dim, value)
-        numbers = real_array(location, f"the stations' '{dim}'").astype(np.float64)
-        places.append(_place(dim, location, column(location, numbers), seen, problem))
-    dims = (BATCH, "station")
+        name, location = _location(table, dim, value, problem)
+        rows = _laid_out(location, value)
+        places.append(column(positions(rows, seen, problem.coords[name], name)))
+    padding = np.isnan(column(values))
+    dims = (BATCH, STATION)
+    about = {} if value.dtype.kind == "m" else value.attrs
+    coords = np.where(padding[..., None], 0.0, np.stack(places, -1))
     variables: dict[str, Any] = {
-        OBSERVED: (dims, padded, {} if value.dtype.kind == "m" else value.attrs),
-        PARAM + "coords": ((BATCH, "coords_0", "coords_1"), np.stack(places, -1), {}),
+        OBSERVED: (dims, column(values), about),
+        PARAM + "coords": ((BATCH, "coords_0", "coords_1"), coords, {}),
     }
-    error = _named(dataset, ERROR)
+    error = _named(table, ERROR)
     if error is not None:
-        numbers = real_array(error, str(error.name)).astype(np.float64)
-        by_row = set(error.dims) - {BATCH}
-        variables[ERROR_STD] = (
-            (dims, column(error, numbers), error.attrs)
-            if by_row
-            else (tuple(map(str, error.dims)), numbers, error.attrs)
-        )
+        numbers = _numbers(error, problem, f"'{error.name}'")
+        about = {} if error.dtype.kind == "m" else error.attrs
+        if set(error.dims) - {BATCH}:
+            rows = _laid_out(error.copy(data=numbers), value)
+            variables[ERROR_STD] = (dims, column(rows.values), about)
+        else:
+            variables[ERROR_STD] = (tuple(map(str, error.dims)), numbers, about)
+    for further in map(str, dataset.variables):  # parameters of the problem
+        if further.startswith(PARAM) and further not in variables:
+            variables[further] = dataset[further].variable
     return xr.Dataset(variables)
 
 
@@ -113,75 +105,145 @@ def own_rows(dataset: xr.Dataset, problem: InverseProblem, taken: Collection[str
         dataset: what :func:`read_table` took for a table.
         problem: as there.
         taken: names that the output has for its own; columns of these names begin with
-            ``station_``.
+            ``station_``, dimensions with ``table_``.
+
+    Returns:
+        Columns as netCDF can hold them, and ``row_of_observed``.
     """
-    value = _value(dataset, problem)
+    table, value = _table(dataset, problem)
     assert value is not None  # it is a table
-    rows = next(str(dim) for dim in value.dims if dim != BATCH)
-    columns = [str(name) for name, column in dataset.variables.items() if rows in column.dims]
-    table = dataset[columns].reset_coords(drop=False).drop_encoding()
-    for name in table.data_vars:
-        table[name] = (table[name].dims, _plain(table[name].values), table[name].attrs)
-    _, order = _stations(value, problem)
-    places = np.argsort(order, axis=1, kind="stable")
-    count = (~np.isnan(_stations(value, problem)[0])).reshape(len(places), -1).sum(1)
-    places = np.where(places < count[:, None], places, -1)
-    lead = (BATCH, rows) if BATCH in value.dims else (rows,)
+    rows = next(dim for dim in value.dims if dim != BATCH)
+    if isinstance(table.indexes.get(rows), pd.MultiIndex):
+        table = table.reset_index(rows)
+    seen = ~np.isnan(_stations(value, problem)[0])
+    place = np.where(seen, seen.cumsum(1) - 1, -1).astype(np.int32)
+    columns = {name: table[name].variable for name in table.variables if rows in table[name].dims}
+
+    used = {str(name) for name in (*taken, BATCH)}
+    dims = {
+        dim: _free(dim, "table_", used) for column in columns.values() for dim in column.dims
+    } | {BATCH: BATCH}
+    used |= set(dims.values())
+    names: dict[Any, str] = {}
+    for name, column in columns.items():
+        # A column that is the index of its dimension keeps the dimension's name.
+        of_dim = name in dims and column.dims == (name,)
+        names[name] = dims[name] if of_dim else _free(name, "station_", used)
+        used.add(names[name])
+    variables: dict[str, Any] = {}
+    for name, column in columns.items():
+        values = storable(column.values)
+        attrs = storable_attrs(column.attrs, values.dtype.kind)
+        for key in REFERENCES:
+            if isinstance(attrs.get(key), str):
+                attrs[key] = " ".join(names.get(word, word) for word in attrs[key].split())
+        variables[names[name]] = (tuple(dims[dim] for dim in column.dims), values, attrs)
+    lead = (BATCH, dims[rows]) if BATCH in value.dims else (dims[rows],)
     about = {"long_name": "place of the row among the observed data; -1 if it is no station"}
-    table[ROW] = (lead, places if BATCH in value.dims else places[0], about)
-    clash = {name: f"station_{name}" for name in columns if name in taken and name != rows}
-    along = {rows: f"table_{rows}"} if rows in taken else {}
-    return table.rename({**{k: v for k, v in clash.items() if k in table}, **along})
+    variables[_free(ROW, "station_", used)] = (lead, place if len(lead) == 2 else place[0], about)
+    return xr.Dataset(variables)
 
 
-def _plain(values: Any) -> np.ndarray:
-    """A column in a type that files can hold."""
-    array = np.asarray(values)
-    if array.dtype.kind in "biufMmSU":
-        return array
-    missing = pd.isna(values)
-    return np.where(missing, "", np.asarray(values, dtype=object).astype(str)).astype(object)
+def _free(name: Any, prefix: str, used: Collection[str]) -> str:
+    """A name that netCDF takes and nobody has yet."""
+    free = str(name).strip().replace("/", "_") or "column"
+    while free in used:
+        free = prefix + free
+    return free
 
 
 def _named(dataset: xr.Dataset, names: Sequence[str]) -> xr.DataArray | None:
-    """The variable of one of these names, in whatever letters."""
-    known = {str(name).lower(): name for name in reversed(list(dataset.variables))}
-    return next((dataset[known[n.lower()]] for n in names if n.lower() in known), None)
+    """The variable of one of these names: as they are, then in whatever letters."""
+    known = {_folded(name): name for name in reversed(list(dataset.variables))}
+    known |= {str(name): name for name in dataset.variables}
+    for spelt in (str, _folded):
+        for name in names:
+            if spelt(name) in known:
+                return dataset[known[spelt(name)]]
+    return None
+
+
+def _folded(name: object) -> str:
+    return str(name).strip().casefold()
+
+
+def _table(dataset: xr.Dataset, problem: InverseProblem) -> tuple[xr.Dataset, xr.DataArray | None]:
+    """The table along a dimension, and its column of values."""
+    value = _value(dataset, problem)
+    if value is None:
+        return dataset, None
+    rows = [dim for dim in value.dims if dim != BATCH]
+    # Of several dimensions those of length one say when, or how high.
+    single: list[Any] = []
+    if len(rows) > 1:
+        columns = [_location(dataset, dim, value, problem)[1] for dim in problem.dims]
+        along = {dim for column in columns for dim in column.dims}
+        single = [dim for dim in rows if value.sizes[dim] == 1 and dim not in along]
+        single = single[: len(rows) - 1]
+    if single:
+        dataset = dataset.squeeze(single)
+        value = dataset[value.name]
+    if len(rows) - len(single) > 1:
+        raise ValueError(
+            f"'{value.name}' has the dimensions {value.dims}; a table of stations has one, after "
+            f"a dimension '{BATCH}' where there are several tables"
+        )
+    if rows:
+        return dataset, value
+    if value.dims:
+        raise ValueError(
+            f"the table's rows lie along '{BATCH}', which counts tables; call that dimension "
+            f"'{STATION}'"
+        )
+    if STATION in dataset.dims:
+        raise ValueError(f"'{value.name}' lacks the dimension '{STATION}' of the other columns")
+    table = dataset.expand_dims(STATION)  # one row
+    return table, table[value.name]
 
 
 def _value(dataset: xr.Dataset, problem: InverseProblem) -> xr.DataArray | None:
-    """The column of values."""
+    """The column of values; None where there is none or more than one that may be it."""
     found = _named(dataset, (*VALUE, problem.field_labels.name))
     if found is not None:
         return found
-    places = {str(_location(dataset, dim, None).name) for dim in problem.field_labels.dims}
-    taken = {*places, *ERROR, "crs"}
+    taken = {str(_location(dataset, dim, None, problem)[1].name) for dim in problem.dims}
+    for variable in dataset.variables.values():
+        for key in REFERENCES:
+            said = f"{variable.attrs.get(key, '')} {variable.encoding.get(key, '')}"
+            taken |= set(said.split())
     left = [
         name
         for name, column in dataset.data_vars.items()
-        if str(name).lower() not in taken and str(name) not in places and column.ndim
-        if column.dtype.kind in "fium" and not str(name).endswith(("_bnds", "_bounds"))
+        if str(name) not in taken and _folded(name) not in (*ERROR, "crs")
+        if meaning(name, column.attrs) is None and not str(name).startswith(PARAM)
+        if column.dtype.kind in "fiumc" and not str(name).endswith(("_bnds", "_bounds"))
+        if not str(column.attrs.get("standard_name", "")).endswith("status_flag")
+        if "grid_mapping_name" not in column.attrs
     ]
     return dataset[left[0]] if len(left) == 1 else None
+
+
+def _numbers(column: xr.DataArray, problem: InverseProblem, name: str) -> np.ndarray:
+    """A column as float64, durations in the unit of the data."""
+    if column.dtype.kind == "m":
+        return duration(column.values, problem.observation_labels.units, name)
+    return real_array(column, str(column.name)).astype(np.float64)
 
 
 def _stations(value: xr.DataArray, problem: InverseProblem) -> tuple[np.ndarray, np.ndarray]:
     """Values of all rows, float64, and the order that puts the stations first, ``(batch, rows)``;
     what follows them, up to the problem's size, is padding."""
-    if value.dtype.kind == "m":
-        units = problem.observation_labels.units or ""
-        numbers = duration(value.values, units, "the stations' values")
-    else:
-        numbers = real_array(value, str(value.name)).astype(np.float64)
-    missing = np.isnan(_rows(value, value, numbers))
-    count, size = int((~missing).sum(1).max()), problem.observation_shape[0]
+    numbers = _numbers(value, problem, "the stations' values")
+    rows = np.asarray(_laid_out(value.copy(data=numbers), value).values)
+    missing = np.isnan(rows)
+    count, size = int((~missing).sum(1).max(initial=0)), problem.observation_shape[0]
     if count > size:
         raise ValueError(f"the table has {count} stations; the problem takes at most {size}")
-    return numbers, np.argsort(missing, axis=1, kind="stable")
+    return rows, np.argsort(missing, axis=1, kind="stable")
 
 
-def _rows(variable: xr.DataArray, like: xr.DataArray, numbers: np.ndarray) -> np.ndarray:
-    """A column for each table, ``(batch, rows)``, float64."""
+def _laid_out(variable: xr.DataArray, like: xr.DataArray) -> xr.DataArray:
+    """A column for each table, ``(batch, rows)``."""
     rows = next(dim for dim in like.dims if dim != BATCH)
     if unknown := set(variable.dims) - {BATCH, rows}:
         raise ValueError(
@@ -189,74 +251,50 @@ def _rows(variable: xr.DataArray, like: xr.DataArray, numbers: np.ndarray) -> np
             f"of the stations have not: {like.dims}"
         )
     shape = (like.sizes.get(BATCH, 1), like.sizes[rows])
-    ordered = xr.DataArray(numbers, dims=variable.dims).transpose(
-        BATCH, rows, missing_dims="ignore"
+    ordered = variable.transpose(BATCH, rows, missing_dims="ignore")
+    return xr.DataArray(
+        np.broadcast_to(ordered.values, shape),
+        dims=(BATCH, rows),
+        attrs=variable.attrs,
+        name=variable.name,
     )
-    return np.broadcast_to(ordered.values, shape)
 
 
-def _location(dataset: xr.Dataset, dim: str, value: xr.DataArray | None) -> xr.DataArray:
-    """The column of places along a dimension of the field."""
-    found = _named(dataset, (dim, f"station_{dim}"))
-    if found is not None:
-        return found
-    axis = axis_of(dim)
+def _location(
+    dataset: xr.Dataset, dim: str, value: xr.DataArray | None, problem: InverseProblem
+) -> tuple[str, xr.DataArray]:
+    """The grid's coordinate along a dimension, and the column of places on it."""
+    axes = [
+        name
+        for name, axis in problem.coords.items()
+        if axis.dims == (dim,) and axis.dtype.kind in "fiumM"
+    ]
+    axes.sort(key=lambda name: name != dim)
+    if not axes:
+        raise ValueError(
+            f"the problem's field has no coordinate of numbers along '{dim}' alone to place "
+            "stations on"
+        )
+    for axis in axes:
+        found = _named(dataset, (axis, f"station_{axis}"))
+        if found is not None:
+            return axis, found
     other = None if value is None else value.name
-    for name, column in dataset.variables.items():
-        plain = str(name).lower().removeprefix("station_")
-        if axis is not None and name != other and axis_of(plain, column.attrs) == axis:
-            return dataset[name]
+    columns = {
+        meaning(name, column.attrs): name
+        for name, column in reversed(list(dataset.variables.items()))
+        if name != other and not str(name).endswith(("_bnds", "_bounds"))
+    }
+    for axis in axes:
+        attrs = problem.coords[axis].attrs
+        said = meaning(axis, attrs)
+        units = str(attrs.get("units", "1"))
+        if said is None and any(same_units(units, unit) for unit in ("1", "degrees")):
+            # Latitude and longitude are what most tables have for y and x.
+            said = {"y": "latitude", "x": "longitude"}.get(_folded(axis))
+        if said is not None and said in columns:
+            return axis, dataset[columns[said]]
     raise ValueError(
-        f"the table lacks the stations' '{dim}': call the variable '{dim}' or 'station_{dim}', or "
-        "lat, latitude, lon, longitude where that is meant"
+        f"the table lacks the stations' '{dim}': call the variable '{axes[0]}' or "
+        f"'station_{axes[0]}', or lat, latitude, lon, longitude where that is meant"
     )
-
-
-def _place(
-    dim: str,
-    location: xr.DataArray,
-    places: np.ndarray,
-    seen: np.ndarray,
-    problem: InverseProblem,
-) -> np.ndarray:
-    """Locations along an axis of the grid, its first node 0 and its last 1; 0 in padding."""
-    grid = problem.coords.get(dim)
-    if grid is None or grid.dims != (dim,) or grid.dtype.kind not in "fiu":
-        raise ValueError(
-            f"the problem's field has no coordinate of numbers '{dim}' to place stations on"
-        )
-    units, wanted = location.attrs.get("units"), grid.attrs.get("units")
-    if units is not None and wanted is not None and not same_units(units, wanted):
-        places = converted(places, str(units), str(wanted), f"the stations' '{dim}'")
-    if not bool(np.isfinite(places[seen]).all()):
-        raise ValueError(
-            f"{int((~np.isfinite(places[seen])).sum())} stations have a value and no '{dim}'"
-        )
-    nodes, round_ = grid.values.astype(np.float64), is_longitude(dim, grid.attrs)
-    if round_:
-        nodes = np.unwrap(nodes, period=360.0)
-    position = np.linspace(0.0, 1.0, len(nodes))
-    if nodes[0] > nodes[-1]:
-        nodes, position = nodes[::-1], position[::-1]
-    if not bool((np.diff(nodes) > 0).all()):
-        raise ValueError(
-            f"the grid's '{dim}' neither rises nor falls, so that no station can be placed on it; "
-            "sort the prior along it"
-        )
-    # Single precision is what coordinates often pass through on their way.
-    slack = 1e-6 * (nodes[-1] - nodes[0])
-    if round_:
-        places = (places - nodes[0] + slack) % 360 + nodes[0] - slack
-    inside = (places >= nodes[0] - slack) & (places <= nodes[-1] + slack)
-    if not bool(inside[seen].all()):
-        wrong = places[seen & ~inside]
-        raise ValueError(
-            f"{len(wrong)} stations lie outside the grid, which has '{dim}' from {nodes[0]:g} to "
-            f"{nodes[-1]:g}; the first is at {wrong[0]:g}"
-            + (
-                ", between its last node and its first"
-                if round_ and nodes[-1] - nodes[0] > 300
-                else ""
-            )
-        )
-    return np.where(seen, np.interp(np.where(seen, places, nodes[0]), nodes, position), 0.0)

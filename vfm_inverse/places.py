@@ -1,0 +1,149 @@
+"""Where stations lie on the axes of a grid: the first node is 0, the last 1, and positions between
+two nodes follow the coordinate.
+
+Longitudes are periodic: 270 is -90, and a grid may cross the seam (350, 0) or the date line
+(180, -170). The interpolation itself does not wrap: between the last node and the first of a
+global grid there is no place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from vfm_inverse.arrays import real_array
+from vfm_inverse.units import converted, duration, same_units
+
+__all__ = ["meaning", "positions"]
+
+LATITUDES = ("lat", "latitude", "lats", "latitudes", "nav_lat")
+LONGITUDES = ("lon", "longitude", "lons", "longitudes", "long", "lng", "nav_lon")
+
+
+def meaning(name: Hashable, attrs: Mapping[Any, Any]) -> str | None:
+    """``latitude`` or ``longitude`` by standard name, name or unit; None for any other axis."""
+    units = attrs.get("units")
+    angle = units is None or any(_same(units, unit) for unit in ("degrees_north", "degrees_east"))
+    if not angle and not _same(units, "radian"):
+        return None
+    said = str(attrs.get("standard_name", "")).strip()
+    if said in ("latitude", "longitude"):
+        return said
+    if said:
+        return None  # rotated coordinates, projection coordinates
+    for words, unit, other, found in (
+        (LATITUDES, "degrees_north", "degrees_east", "latitude"),
+        (LONGITUDES, "degrees_east", "degrees_north", "longitude"),
+    ):
+        known = units is not None and _same(units, unit) and not _same(units, other)
+        if known or str(name).strip().casefold().removeprefix("station_") in words:
+            return found
+    return None
+
+
+def positions(
+    location: xr.DataArray, seen: np.ndarray, axis: xr.Variable, name: str
+) -> np.ndarray:
+    """Positions of stations along an axis of the grid, 0 where there is no station.
+
+    Args:
+        location: places, in a layout that broadcasts to that of ``seen``.
+        seen: which of them are stations, of any shape.
+        axis: the grid's coordinate, of one dimension.
+        name: of the axis.
+
+    Raises:
+        TypeError: places or coordinates are no real numbers.
+        ValueError: the coordinate is in no order, a station has no place or lies off the grid, or
+            the units do not fit.
+    """
+    places, nodes = _numbers(location, axis, name)
+    places = np.broadcast_to(places, seen.shape)
+    if lost := int((seen & ~np.isfinite(places)).sum()):
+        raise ValueError(f"{lost} stations have a value and no '{name}'")
+    given = places = np.where(seen, places, nodes.flat[0])
+    period = _period(name, axis.attrs)
+    nodes = _in_order(nodes, name, period)
+    position = np.linspace(0.0, 1.0, len(nodes))
+    if nodes[0] > nodes[-1]:
+        nodes, position = nodes[::-1], position[::-1]
+    first, last = float(nodes[0]), float(nodes[-1])
+    # Single precision is what coordinates often pass through on their way.
+    slack = 1e-6 * (last - first) + 2.0**-23 * float(np.abs(nodes).max())
+    inside = (places >= first - slack) & (places <= last + slack)
+    if period is not None:
+        round_again = first - slack + np.mod(places - first + slack, period)
+        places = np.where(inside, places, round_again)
+        inside = (places >= first - slack) & (places <= last + slack)
+    if not bool(inside[seen].all()):
+        wrong = given[seen & ~inside]
+        message = (
+            f"{len(wrong)} stations lie outside the grid, which has '{name}' from {first:g} to "
+            f"{last:g}; the first is at {wrong[0]:g}"
+        )
+        # On a globe the field is not interpolated from the last node to the first.
+        gap = np.inf if period is None else period - (last - first)
+        if len(nodes) > 1 and gap <= 1.5 * float(np.diff(nodes).max()):
+            message += (
+                f", between its last node and its first: repeat the first in the prior, at "
+                f"{first + (period or 0.0):g}"
+            )
+        raise ValueError(message)
+    return np.where(seen, np.interp(places, nodes, position), 0.0)
+
+
+def _same(a: object, b: str) -> bool:
+    return same_units(str(a), b)
+
+
+def _period(name: str, attrs: Mapping[Any, Any]) -> float | None:
+    """One turn in the axis' unit, if it is of longitudes."""
+    if meaning(name, attrs) != "longitude":
+        return None
+    units = attrs.get("units")
+    return 2 * np.pi if units is not None and _same(units, "radian") else 360.0
+
+
+def _in_order(nodes: np.ndarray, name: str, period: float | None) -> np.ndarray:
+    """Nodes that rise or fall throughout; longitudes go on across the seam."""
+
+    def ordered(values: np.ndarray) -> bool:
+        steps = np.diff(values)
+        return bool((steps > 0).all() or (steps < 0).all())
+
+    if ordered(nodes):
+        return nodes
+    if period is not None:
+        unrolled = np.unwrap(nodes, period=period)
+        if ordered(unrolled) and abs(unrolled[-1] - unrolled[0]) <= period * (1 + 1e-6):
+            return unrolled
+    raise ValueError(
+        f"the grid's '{name}' neither rises nor falls, so that no station can be placed on it; "
+        "sort the prior along it"
+    )
+
+
+def _numbers(
+    location: xr.DataArray, axis: xr.Variable, name: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Places and nodes as float64 of one unit, dates as seconds since the first node."""
+    places, nodes = np.asarray(location.values), np.asarray(axis.values)
+    units, expected = location.attrs.get("units"), axis.attrs.get("units")
+    kinds = {places.dtype.kind, nodes.dtype.kind}
+    label = f"the stations' '{name}'"
+    if kinds == {"M"}:
+        origin, second = nodes.flat[0], np.timedelta64(1, "s")
+        return (places - origin) / second, (nodes - origin) / second
+    if "M" in kinds:
+        who = ("stations", "grid") if places.dtype.kind == "M" else ("grid", "stations")
+        raise ValueError(f"'{name}' of the {who[0]} are dates, that of the {who[1]} are numbers")
+    if nodes.dtype.kind == "m":
+        nodes, expected = duration(nodes, "s", name), "s"
+    if places.dtype.kind == "m":
+        places, units = duration(places, expected, label), expected
+    numbers = real_array(nodes, f"the grid's {name}").astype(np.float64)
+    places = real_array(places, str(location.name))
+    return converted(places, units, expected, label), numbers

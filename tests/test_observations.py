@@ -108,6 +108,18 @@ def test_coordinates_are_compared_by_what_they_mean(kind: str) -> None:
         read(data.assign_coords(y=("y", data["y"].values * 3 + 1, data["y"].attrs)), problem)
 
 
+def test_a_grid_may_have_both_ends_of_the_circle() -> None:
+    coords = {"lon": ("lon", [0.0, 120.0, 240.0, 360.0], {"units": "degrees_east"})}
+    data = xr.DataArray(VALUES, dims=("y", "lon"), coords=coords)
+    assert np.array_equal(read(data, grid(("y", "lon"), coords=coords))[0], VALUES)
+
+
+@pytest.mark.parametrize("names", [("rlat", "rlon"), ("plev", "lat")])
+def test_axes_of_another_kind_are_not_taken_for_one_another(names: tuple[str, str]) -> None:
+    with pytest.raises(ValueError, match="cannot tell which of the observation's dimensions"):
+        read(xr.DataArray(VALUES, dims=names), grid(("lat", "depth")))
+
+
 def test_coordinates_with_holes_agree_where_both_have_them(tmp_path: Path) -> None:
     depth = np.array([1.0, np.nan, 3.0, 4.0])
     when = np.array(["2020-01-01", "NaT", "2020-01-03", "2020-01-04"], "M8[ns]")

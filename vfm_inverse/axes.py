@@ -21,19 +21,16 @@ from vfm_inverse.units import converted, same_units
 __all__ = ["aligned", "arranged", "axis_of", "is_longitude"]
 
 AXES: dict[str, tuple[str, ...]] = {
-    "x": (
-        "x",
-        "lon",
-        "longitude",
-        "long",
-        "nav_lon",
-        "rlon",
-        "easting",
-        "projection_x_coordinate",
-    ),
-    "y": ("y", "lat", "latitude", "nav_lat", "rlat", "northing", "projection_y_coordinate"),
-    "z": ("z", "depth", "level", "lev", "height", "altitude", "alt", "plev", "pressure"),
+    "x": ("x", "lon", "longitude", "long", "nav_lon", "easting", "projection_x_coordinate"),
+    "y": ("y", "lat", "latitude", "nav_lat", "northing", "projection_y_coordinate"),
+    "z": ("z",),
     "t": ("t", "time"),
+    "rotated x": ("rlon", "grid_longitude"),
+    "rotated y": ("rlat", "grid_latitude"),
+    "depth": ("depth",),
+    "height": ("height", "altitude", "alt"),
+    "pressure": ("plev", "pressure", "air_pressure"),
+    "level": ("level", "lev"),
 }
 """Axes by the names that they go by, small letters."""
 
@@ -42,7 +39,7 @@ LATITUDES = ("degrees_north", "degree_north", "degree_n", "degrees_n", "degreen"
 
 
 def axis_of(name: object, attrs: Mapping[Any, Any] | None = None) -> str | None:
-    """``"x"``, ``"y"``, ``"z"`` or ``"t"``, where name or CF attributes say so."""
+    """A key of :data:`AXES`, where name or CF attributes say so."""
     attrs = attrs or {}
     units = str(attrs.get("units", "")).lower()
     if units in EAST:
@@ -50,7 +47,8 @@ def axis_of(name: object, attrs: Mapping[Any, Any] | None = None) -> str | None:
     if units in LATITUDES:
         return "y"
     said = str(attrs.get("axis", "")).lower()
-    for words in (said, str(attrs.get("standard_name", "")).lower(), str(name).lower()):
+    # The broadest comes last: a rotated latitude has the axis Y too.
+    for words in (str(attrs.get("standard_name", "")).lower(), str(name).lower(), said):
         for axis, names in AXES.items():
             if words in names:
                 return axis
@@ -181,9 +179,11 @@ def _values(found: xr.DataArray, expected: xr.Variable, name: str) -> np.ndarray
     if units is not None and wanted is not None and not same_units(units, wanted):
         values = converted(values.astype(np.float64), units, wanted, f"coordinate '{name}'")
     if is_longitude(name, expected.attrs) and np.isfinite(expected.values).any():
-        west = float(np.nanmin(expected.values))
-        slack = 1e-6 * 360
-        values = (values.astype(np.float64) - west + slack) % 360 + west - slack
+        west, east = float(np.nanmin(expected.values)), float(np.nanmax(expected.values))
+        slack, values = 1e-6 * 360, values.astype(np.float64)
+        turned = (values - west + slack) % 360 + west - slack
+        # A grid may have both ends of the circle.
+        values = np.where((values >= west - slack) & (values <= east + slack), values, turned)
     return values
 
 

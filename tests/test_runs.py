@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import xarray as xr
@@ -69,7 +70,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-# Identity -----------------------------------------------------------------------------------------
+# Identity ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -221,7 +222,7 @@ def test_one_training_or_calibration_a_folder(
         pass
 
 
-# Settings and log ---------------------------------------------------------------------------------
+# Settings and log --------------------------------------------------------------------------------
 
 
 def test_settings_and_log_show_their_damage(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -275,7 +276,7 @@ def test_flipped_bits_of_settings_and_log_are_noticed(run: Path) -> None:
         (run / name).write_bytes(whole)
 
 
-# Output -------------------------------------------------------------------------------------------
+# Output ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("command", ["sample", "correct"])
@@ -352,7 +353,7 @@ def test_a_write_that_fails_is_one_line(
     assert "calibration.nc': NetCDF: HDF error" in capsys.readouterr().err.splitlines()[-1]
 
 
-# The terminal -------------------------------------------------------------------------------------
+# The terminal ------------------------------------------------------------------------------------
 
 
 HOSTILE = "ok\ncalibration of the map: pass\x1b[2J\x07\u202e\x9b31m\u2028"
@@ -418,3 +419,49 @@ def test_written_settings_are_read(tmp_path: Path) -> None:
     config = RunConfig("heat", {"size": 8}, {"width": 3}, {"steps": 2}, {})
     write_settings(tmp_path, config)
     assert read_settings(tmp_path) == vars(config)
+
+
+def test_numbers_of_numpy_name_the_same_problem(tmp_path: Path) -> None:
+    ours = problems.load("linear-gaussian", dim=np.int64(3), sigma=np.array([0.1, 0.5]))
+    assert ours.kwargs == {"dim": 3, "sigma": [0.1, 0.5]}
+    vfm = vi.VariationalFlowMap.for_problem(ours, num_simulations=300, width=8, depth=1)
+    fit(vfm, ours, checkpoint_dir=tmp_path, **QUICK)
+    assert open_run(tmp_path, warn=False)[1].kwargs == ours.kwargs
+    other = own(0.0)
+    other.kwargs = {"sensor": object()}
+    vfm = vi.VariationalFlowMap.for_problem(other, num_simulations=300, width=8, depth=1)
+    with pytest.raises(ValueError, match="'kwargs' of the problem must be numbers"):
+        fit(vfm, other, checkpoint_dir=tmp_path / "other", **QUICK)
+
+
+@pytest.mark.parametrize("text", ["a = " + "[" * 100_000, "\xff", "a = 1\na = 2"])
+def test_settings_that_cannot_be_read(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "settings.toml").write_bytes(text.encode("latin-1"))
+    out = str(tmp_path / "run")
+    assert main(["train", str(tmp_path / "settings.toml"), "--out", out]) == 2
+    assert "settings.toml' is not a settings file" in capsys.readouterr().err
+    assert main(["train", "heat", "--out", out, "--set", "fit.steps=" + "[" * 9_000]) == 2
+    captured = capsys.readouterr().err
+    assert "'steps' in [fit] must be an integer" in captured and len(captured) < 200
+    assert os.listdir(tmp_path) == ["settings.toml"]
+
+
+def test_too_little_memory_is_one_line(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raised: list[Exception] = []
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise raised[-1]
+
+    monkeypatch.setattr("vfm_inverse.correction.auto", full)
+    words = ["correct", str(run), str(run.parent / "obs.nc"), "--out", str(run.parent / "p.nc")]
+    for error in (RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryError("no")):
+        raised.append(error)
+        assert main(words) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+    raised.append(RuntimeError("a mistake of ours"))
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        main(words)

@@ -170,7 +170,8 @@ def test_a_fingerprint_leaves_the_problem_as_it_is() -> None:
     def simulator(x: torch.Tensor) -> torch.Tensor:
         return x + torch.randn(x.shape, generator=generator)
 
-    restless = InverseProblem(torch.zeros(30, 2), simulator=simulator)
+    with pytest.warns(UserWarning, match="does not follow the seed"):
+        restless = InverseProblem(torch.zeros(30, 2), simulator=simulator)
     assert problem_fingerprint(restless) == problem_fingerprint(restless)
 
 
@@ -424,6 +425,7 @@ def test_written_settings_are_read(tmp_path: Path) -> None:
 def test_numbers_of_numpy_name_the_same_problem(tmp_path: Path) -> None:
     ours = problems.load("linear-gaussian", dim=np.int64(3), sigma=np.array([0.1, 0.5]))
     assert ours.kwargs == {"dim": 3, "sigma": [0.1, 0.5]}
+    assert problems.load("linear-gaussian", sigma=np.float32(0.5)).kwargs == {"sigma": 0.5}
     vfm = vi.VariationalFlowMap.for_problem(ours, num_simulations=300, width=8, depth=1)
     fit(vfm, ours, checkpoint_dir=tmp_path, **QUICK)
     assert open_run(tmp_path, warn=False)[1].kwargs == ours.kwargs

@@ -8,6 +8,9 @@ from functools import partial
 from importlib import import_module
 from typing import Any, get_type_hints
 
+import numpy as np
+from torch import Tensor
+
 from vfm_inverse.calls import raised_here
 from vfm_inverse.checks import check_setting, shorten
 from vfm_inverse.problem import InverseProblem
@@ -149,6 +152,9 @@ def load(name: str, **kwargs: Any) -> InverseProblem:
     unknown = sorted(kwargs.keys() - settings)
     if unknown:
         raise ValueError(f"unknown setting {unknown} of problem '{name}'; it takes {settings}")
+    # As a file can hold them: NumPy's numbers and arrays as Python's.
+    plain = (np.generic, np.ndarray, Tensor)
+    kwargs = {k: v.tolist() if isinstance(v, plain) else v for k, v in kwargs.items()}
     kinds = get_type_hints(module.make)
     checked = {key: check_setting(value, key, kinds[key]) for key, value in kwargs.items()}
     try:

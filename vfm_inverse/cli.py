@@ -66,6 +66,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         say(f"vfm-inverse: error: {one_line(error)}", sys.stderr)
         return 1 if isinstance(error, FloatingPointError) else 2
+    except RuntimeError as error:
+        # torch has no class of its own for a processor's memory.
+        if args.debug or not any(t in str(error) for t in ("allocate memory", "out of memory")):
+            raise
+        say(f"vfm-inverse: error: {one_line(error)[:300]}", sys.stderr)
+        return 2
 
 
 @contextmanager
@@ -324,7 +330,7 @@ def parsed(text: str) -> Any:
     """A value as TOML reads it; what is no TOML value is a string."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text.strip()
 
 

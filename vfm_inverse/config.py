@@ -83,7 +83,8 @@ def read_config(path: str | Path) -> RunConfig:
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
         return RunConfig.from_tables(tables)
-    except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
+    # TOMLDecodeError and UnicodeDecodeError are ValueErrors; tables may nest without end.
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"'{path}' is not a settings file: {error}") from error
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import json
 import logging
 import math
 from collections.abc import Mapping
@@ -136,6 +137,13 @@ def train(
             "model": vfm.config,
             "problem": problem_fingerprint(problem),
         }
+        try:
+            json.dumps(identity)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                "'kwargs' of the problem must be numbers, texts, lists and tables where a run is "
+                f"kept in a folder; {error}"
+            ) from error
     if given["resume"] and folder is not None and (folder / "training.safetensors").exists():
         run.restore(folder, identity)
     else:

@@ -473,3 +473,16 @@ def test_a_table_of_text_is_read(tmp_path: Path) -> None:
     (tmp_path / "broken.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises((ValueError, TypeError), match="broken.csv"):
         load_observation(tmp_path / "broken.csv", problem)
+
+
+def test_a_file_that_was_edited_is_read_with_a_warning(tmp_path: Path) -> None:
+    problem = grid()
+    _, y, params = problem.simulate(1, seed=1)
+    path = labelled.save_netcdf(
+        labelled.observation_to_xarray(y, problem, params), tmp_path / "a.nc"
+    )
+    with xr.open_dataset(path) as file:
+        (file.load() * 2).assign_attrs(file.attrs).to_netcdf(tmp_path / "b.nc")
+    with pytest.warns(UserWarning, match="b.nc' was edited since this package wrote it"):
+        edited, _ = load_observation(tmp_path / "b.nc", problem)
+    assert torch.allclose(edited, 2 * y * params["mask"])

@@ -20,7 +20,7 @@ import xarray as xr
 
 from vfm_inverse.files import check_space, replacing
 
-__all__ = ["check_content", "read_netcdf", "seal", "write_netcdf"]
+__all__ = ["check_content", "content_holds", "read_netcdf", "seal", "write_netcdf"]
 
 SUM = "content_sha256"
 """Attribute that holds the sum."""
@@ -108,12 +108,20 @@ def check_content(path: str | os.PathLike[str]) -> None:
     Raises:
         ValueError: it is damaged.
     """
+    if not content_holds(path):
+        raise ValueError(
+            f"'{os.fspath(path)}' is damaged or was edited: its content does not have the "
+            "checksum it states"
+        )
+
+
+def content_holds(path: str | os.PathLike[str]) -> bool:
+    """Whether a netCDF file has the content that its seal states; one without a seal has.
+
+    xarray copies the seal along with the other attributes of a file that somebody edits.
+    """
     with netCDF4.Dataset(path, "r") as file:
-        if SUM in file.ncattrs() and file.getncattr(SUM) != content_sum(file):
-            raise ValueError(
-                f"'{os.fspath(path)}' is damaged or was edited: its content does not have the "
-                "checksum it states"
-            )
+        return SUM not in file.ncattrs() or bool(file.getncattr(SUM) == content_sum(file))
 
 
 def content_sum(file: Any) -> str:

@@ -7,6 +7,7 @@ what lies outside a stated ``valid_range`` mean: not observed.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from vfm_inverse.arrays import real_array
 from vfm_inverse.labels import BATCH, OBSERVED, squeezed
-from vfm_inverse.netcdf_files import FOREIGN, check_content
+from vfm_inverse.netcdf_files import FOREIGN, content_holds
 from vfm_inverse.table_columns import table_of
 
 if TYPE_CHECKING:
@@ -53,7 +54,13 @@ def opened(source: Any, problem: InverseProblem) -> Iterator[xr.Dataset]:
         yield table_of(_read_csv(source))
         return
     try:
-        check_content(source)
+        if not content_holds(source):  # an observation may be edited, and a bit may have flipped
+            warnings.warn(
+                f"'{os.fspath(source)}' was edited since this package wrote it, or is damaged: its "
+                "content does not have the checksum it states",
+                UserWarning,
+                stacklevel=2,
+            )
         # Only coordinates are ever decoded as times.
         file = xr.open_dataset(source, engine="netcdf4", decode_times=False)
     # What a damaged or foreign file raises depends on the library that meets it first.

@@ -56,8 +56,8 @@ def opened(source: Any, problem: InverseProblem) -> Iterator[xr.Dataset]:
     try:
         if not content_holds(source):  # an observation may be edited, and a bit may have flipped
             warnings.warn(
-                f"'{os.fspath(source)}' was edited since this package wrote it, or is damaged: its "
-                "content does not have the checksum it states",
+                f"'{os.fspath(source)}' was edited since this package wrote it, or is damaged: "
+                "its content does not have the checksum it states",
                 UserWarning,
                 stacklevel=2,
             )

@@ -16,7 +16,7 @@ import pandas as pd
 import xarray as xr
 
 from vfm_inverse.labels import BATCH
-from vfm_inverse.units import converted, same_units
+from vfm_inverse.units import converted, duration, same_units
 
 __all__ = ["aligned", "arranged", "axis_of", "is_longitude"]
 
@@ -151,16 +151,16 @@ def aligned(data: xr.DataArray, coords: Mapping[str, xr.Variable], what: str) ->
     """
     for name, expected in coords.items():
         if name in data.coords and name in data.dims:
-            found = _values(data[name], expected, name)
-            data = data.isel({name: _order(found, expected.values, name, what)})
+            found, wanted = _comparable(data[name].variable, expected, name)
+            data = data.isel({name: _order(found, wanted, name, what)})
     for name, expected in coords.items():
         if name not in data.coords or set(data[name].dims) != set(expected.dims):
             continue
         if not expected.dims and _says_when(name, expected):
             continue
-        found = _values(data[name].transpose(*expected.dims), expected, name)
-        if not _close(found, expected.values):
-            raise ValueError(_differs(name, found, expected.values, what))
+        found, wanted = _comparable(data[name].variable.transpose(*expected.dims), expected, name)
+        if not _close(found, wanted):
+            raise ValueError(_differs(name, found, wanted, what))
     return data
 
 
@@ -170,16 +170,43 @@ def _says_when(name: str, coordinate: xr.Variable) -> bool:
     return stamp or ensemble or axis_of(name, coordinate.attrs) == "t"
 
 
-def _values(found: xr.DataArray, expected: xr.Variable, name: str) -> np.ndarray:
+def _comparable(
+    found: xr.Variable, expected: xr.Variable, name: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """A coordinate of the data and the problem's: in one unit, on one circle, both as dates or
+    both as numbers."""
+    values, wanted = found.values, expected.values
+    if values.dtype.kind in "fiu" and wanted.dtype.kind in "fiu":
+        return _numbers(found, expected, name), wanted
+    # Files hold dates and durations as numbers of a unit.
+    if values.dtype.kind == "m" and wanted.dtype.kind in "fiu":
+        units = expected.attrs.get("units")
+        return duration(values, units, f"coordinate '{name}'"), wanted
+    if wanted.dtype.kind == "m" and values.dtype.kind in "fiu" and "units" in found.attrs:
+        units = found.attrs["units"]
+        return values, duration(wanted, units, f"the problem's coordinate '{name}'")
+    return _dates(found), _dates(expected)
+
+
+def _dates(coordinate: xr.Variable) -> np.ndarray:
+    """Dates where a coordinate of numbers counts from one, else its values as they are."""
+    since = " since " in str(coordinate.attrs.get("units", ""))
+    if not since or coordinate.dtype.kind not in "fiu":
+        return coordinate.values
+    try:
+        return xr.decode_cf(xr.Dataset({"t": coordinate}), decode_timedelta=False)["t"].values
+    except (ValueError, OverflowError, TypeError):
+        return coordinate.values
+
+
+def _numbers(found: xr.Variable, expected: xr.Variable, name: str) -> np.ndarray:
     """The data's coordinate in the units and on the circle of the problem's."""
-    values = found.values
-    if values.dtype.kind not in "fiu" or expected.dtype.kind not in "fiu":
-        return values
-    units, wanted = found.attrs.get("units"), expected.attrs.get("units")
-    if units is not None and wanted is not None and not same_units(units, wanted):
-        values = converted(values.astype(np.float64), units, wanted, f"coordinate '{name}'")
-    if is_longitude(name, expected.attrs) and np.isfinite(expected.values).any():
-        west, east = float(np.nanmin(expected.values)), float(np.nanmax(expected.values))
+    values, wanted = found.values, expected.values
+    units, target = found.attrs.get("units"), expected.attrs.get("units")
+    if units is not None and target is not None and not same_units(units, target):
+        values = converted(values.astype(np.float64), units, target, f"coordinate '{name}'")
+    if is_longitude(name, expected.attrs) and np.isfinite(wanted).any():
+        west, east = float(np.nanmin(wanted)), float(np.nanmax(wanted))
         slack, values = 1e-6 * 360, values.astype(np.float64)
         turned = (values - west + slack) % 360 + west - slack
         # A grid may have both ends of the circle.
@@ -200,16 +227,32 @@ def _close(a: np.ndarray, b: np.ndarray) -> bool:
     if a.shape != b.shape:
         return False
     if a.dtype.kind in "fiu" and b.dtype.kind in "fiu":
-        # Single precision is what coordinates often pass through on their way.
-        finite = b[np.isfinite(b)]
-        width = float(np.ptp(finite)) if finite.size else 0.0
-        return np.allclose(a, b, rtol=1e-6, atol=1e-6 * width, equal_nan=True)
+        a, b = a.astype(np.float64), b.astype(np.float64)
+        equal = (a == b) | (np.isnan(a) & np.isnan(b))
+        with np.errstate(invalid="ignore"):
+            return bool((equal | (abs(a - b) <= _slack(b))).all())
+    if {a.dtype.kind, b.dtype.kind} & set("mM") and a.dtype.kind != b.dtype.kind:
+        return False  # NumPy takes a whole number for a duration
     missing = pd.isna(a)
     if not np.array_equal(missing, pd.isna(b)):
         return False
     return bool(np.all((a == b)[~missing])) if a.size else True
 
 
+def _slack(values: np.ndarray) -> np.ndarray:
+    """What a coordinate may be off: single precision is what they often pass through on their way.
+    Never as much as lies between neighbours on an axis."""
+    finite = np.sort(values[np.isfinite(values)])
+    slack = np.abs(values) * np.finfo(np.float32).eps
+    if finite.size:
+        slack = slack + 1e-6 * (finite[-1] - finite[0])
+    if values.ndim == 1 and (steps := np.diff(finite)[np.diff(finite) > 0]).size:
+        slack = np.minimum(slack, steps.min() / 4)
+    return slack
+
+
 def _differs(name: str, found: np.ndarray, expected: np.ndarray, what: str) -> str:
     shown = [np.array2string(values, threshold=6, edgeitems=2) for values in (found, expected)]
+    if found.dtype.kind != expected.dtype.kind:
+        shown = [f"{text} ({v.dtype})" for text, v in zip(shown, (found, expected), strict=True)]
     return f"coordinate '{name}' of {what} is {shown[0]}; the problem has {shown[1]}"

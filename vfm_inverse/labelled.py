@@ -34,8 +34,16 @@ from vfm_inverse.arrays import real_tensor
 from vfm_inverse.calls import checked
 from vfm_inverse.checks import inner
 from vfm_inverse.correction.ensemble import Ensemble
-from vfm_inverse.labels import BATCH, DRAW, ERROR_STD, OBSERVED, PARAM, squeezed
-from vfm_inverse.netcdf_files import write_netcdf
+from vfm_inverse.labels import (
+    BATCH,
+    DRAW,
+    ERROR_STD,
+    OBSERVED,
+    PARAM,
+    squeezed,
+    storable_name,
+)
+from vfm_inverse.netcdf_files import SUM, write_netcdf
 from vfm_inverse.observations import load_observation, mask_is_of_data
 
 if TYPE_CHECKING:
@@ -149,7 +157,10 @@ def _finished(
     ours = {name: f"station_{name}" for name in labels.variables if name in dataset.variables}
     labels = labels.rename({k: v for k, v in ours.items() if k not in labels.dims})
     dataset = dataset.merge(labels.drop_encoding(), join="exact", combine_attrs="override")
-    before = _plain({str(k): v for k, v in labels.attrs.items()})
+    said = {str(k): v for k, v in labels.attrs.items() if k not in (SUM, "coordinates")}
+    before = _plain({storable_name(k, "attribute"): v for k, v in said.items()})
+    if before.get("title", made["title"]) != made["title"]:
+        made["observation_title"] = before["title"]
     if "history" in before:
         made["history"] = f"{before['history']}\n{made['history']}"
     return dataset.assign_attrs({**before, **made, **provenance})
@@ -165,7 +176,7 @@ def save_netcdf(dataset: xr.Dataset, path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     try:
         write_netcdf(dataset, path)
-    except (OSError, ValueError, TypeError) as error:
+    except OSError as error:
         raise ValueError(f"cannot write '{path}': {error}") from error
     return path
 

@@ -6,6 +6,7 @@ describe ``(1, H, W)`` by two dimensions.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -14,9 +15,10 @@ import numpy as np
 import torch
 import xarray as xr
 
+from vfm_inverse.fill_values import PACKING
 from vfm_inverse.priors import CHANNEL, LabelledPrior
 
-__all__ = ["AxisLabels", "squeezed"]
+__all__ = ["AxisLabels", "squeezed", "storable_name"]
 
 # Names in files; see vfm_inverse.labelled.
 DRAW, BATCH = "draw", "observation"
@@ -70,7 +72,7 @@ class AxisLabels:
             coords = prior.coords if coords is None else coords
             units = prior.data.attrs.get("units") if units is None else units
             long_name = prior.data.attrs.get("long_name") if long_name is None else long_name
-            name = name if prior.data.name is None else str(prior.data.name).replace("/", "_")
+            name = name if prior.data.name is None else storable_name(prior.data.name, name)
             coords = {
                 f"prior_{key}" if key in TAKEN else key: value for key, value in coords.items()
             }
@@ -124,7 +126,7 @@ class AxisLabels:
                 f"'{argument}' must name the {len(size)} axes of size {size}; got {self.dims}"
             )
         for name in (*self.dims, *self.coords):
-            if name in TAKEN or "/" in name or not name:
+            if name in TAKEN or storable_name(name, "") != name or not name:
                 raise ValueError(
                     f"'{argument if name in self.dims else coords}' must not use the name "
                     f"'{name}', which an output has for its own or netCDF cannot hold; rename it"
@@ -143,6 +145,12 @@ class AxisLabels:
 def squeezed(shape: Sequence[int]) -> tuple[int, ...]:
     """Shape without a channel of size one."""
     return tuple(shape[1:]) if len(shape) > 1 and shape[0] == 1 else tuple(shape)
+
+
+def storable_name(name: object, nothing: str) -> str:
+    """A name as netCDF can hold it, ``nothing`` where none is left."""
+    plain = re.sub(r"[/\x00-\x1f\x7f]", "_", str(name)).rstrip()[:200]
+    return re.sub(r"^(?=[\x00-\x2f\x3a-\x40\x5b-\x5e\x60\x7b-\x7f])", "_", plain) or nothing
 
 
 def _space(shape: Sequence[int], prefix: str) -> tuple[str, ...]:
@@ -195,6 +203,8 @@ def _variable(name: str, value: Any, argument: str) -> xr.Variable:
     except (ValueError, TypeError, AttributeError, RuntimeError) as error:
         text = " ".join(str(error).split())[:160]
         raise ValueError(f"'{argument}' has no coordinate in '{name}': {text}") from error
+    # What a file would act on when it is read: the values are taken as they are.
+    variable.attrs = {k: v for k, v in variable.attrs.items() if k not in PACKING}
     kept = variable.dtype.kind in "biufMmSUT"
     if not kept and variable.dtype.kind == "O":  # text and dates of other calendars
         kept = all(_storable(item) for item in variable.values.flat)

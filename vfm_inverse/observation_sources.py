@@ -1,7 +1,7 @@
 """Whatever holds an observation, as a dataset: netCDF files, xarray, pandas, plain arrays.
 
-NaN, NaT, a fill value (also the library's own, in cells of a file that were never written) and
-what lies outside a stated ``valid_range`` mean: not observed.
+NaN, NaT, a fill value and what lies outside a stated valid range mean: not observed
+(:mod:`vfm_inverse.fill_values`).
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import netCDF4
 import numpy as np
 import pandas as pd
 import xarray as xr
 from torch import Tensor
 
 from vfm_inverse.arrays import real_array
+from vfm_inverse.fill_values import decoded
 from vfm_inverse.labels import BATCH, OBSERVED, squeezed
 from vfm_inverse.netcdf_files import FOREIGN, content_holds
 from vfm_inverse.table_columns import table_of
@@ -36,11 +36,11 @@ Source = str | os.PathLike[str] | xr.Dataset | xr.DataArray | pd.DataFrame | np.
 def opened(source: Any, problem: InverseProblem) -> Iterator[xr.Dataset]:
     """The source as a dataset, whose values are read when they are needed."""
     if isinstance(source, xr.Dataset):
-        yield _hidden(source)
+        yield decoded(_unstacked(source))
         return
     if isinstance(source, xr.DataArray):
         name = OBSERVED if source.name is None or source.name in source.coords else source.name
-        yield _hidden(source.to_dataset(name=name))
+        yield decoded(_unstacked(source.to_dataset(name=name)))
         return
     if isinstance(source, pd.DataFrame):
         yield table_of(source)
@@ -48,6 +48,11 @@ def opened(source: Any, problem: InverseProblem) -> Iterator[xr.Dataset]:
     if not isinstance(source, str | os.PathLike):
         yield _of_array(source, problem).to_dataset(name=OBSERVED)
         return
+    if Path(source).is_dir():
+        raise ValueError(
+            f"'{os.fspath(source)}' is a folder and no file; open a store with xarray.open_zarr "
+            "and give the dataset"
+        )
     if not Path(source).is_file():
         raise FileNotFoundError(f"there is no observation file '{os.fspath(source)}'")
     if Path(source).suffix.lower() == ".csv":
@@ -62,13 +67,13 @@ def opened(source: Any, problem: InverseProblem) -> Iterator[xr.Dataset]:
                 stacklevel=2,
             )
         # Only coordinates are ever decoded as times.
-        file = xr.open_dataset(source, engine="netcdf4", decode_times=False)
+        file = xr.open_dataset(source, engine="netcdf4", decode_times=False, mask_and_scale=False)
     # What a damaged or foreign file raises depends on the library that meets it first.
     except FOREIGN as error:
         raise _unreadable(source, error) from error
     with file:
         try:
-            dataset = _dated(_hidden(file))
+            dataset = _dated(decoded(file))
         except FOREIGN as error:
             raise _unreadable(source, error) from error
         yield dataset
@@ -114,6 +119,13 @@ def _of_array(source: Any, problem: InverseProblem) -> xr.DataArray:
     )
 
 
+def _unstacked(dataset: xr.Dataset) -> xr.Dataset:
+    """With what a dimension was stacked of, as coordinates along it."""
+    indexes = dataset.indexes.items()
+    stacked = [dim for dim, index in indexes if isinstance(index, pd.MultiIndex)]
+    return dataset.reset_index([dim for dim in stacked if dim in dataset.dims])
+
+
 def _dated(dataset: xr.Dataset) -> xr.Dataset:
     """Coordinates that count time from a date, decoded; those that cannot be stay numbers."""
     coords = {}
@@ -125,52 +137,3 @@ def _dated(dataset: xr.Dataset) -> xr.Dataset:
         except (ValueError, OverflowError, TypeError):
             continue
     return dataset.assign_coords({name: coord.variable for name, coord in coords.items()})
-
-
-def _hidden(dataset: xr.Dataset) -> xr.Dataset:
-    """NaN where a variable says that it holds no datum: fill values that nobody decoded, cells of
-    a file that were never written, and what is outside the valid range."""
-    found = {}
-    for name, variable in dataset.data_vars.items():
-        if variable.dtype.kind not in "fiu":
-            continue
-        outside = _outside(variable)
-        if outside is not None:
-            found[name] = variable.where(~outside).assign_attrs(variable.attrs)
-    return dataset.assign(found) if found else dataset
-
-
-def _outside(variable: xr.DataArray) -> xr.DataArray | None:
-    attrs, encoding = variable.attrs, variable.encoding
-    scale = float(encoding.get("scale_factor", 1.0))
-    shift = float(encoding.get("add_offset", 0.0))
-    packed = "scale_factor" in encoding or "add_offset" in encoding
-    stored = np.dtype(encoding.get("dtype", variable.dtype))
-    tests = []
-
-    def limit(value: Any) -> float:
-        """A stated limit, which of packed data is packed too."""
-        return float(value) * scale + shift if packed else float(value)
-
-    for name in ("_FillValue", "missing_value"):
-        for value in np.atleast_1d(attrs.get(name, ())):  # decoded ones are in the encoding
-            tests.append(variable == value)
-    if "source" in encoding and not {"_FillValue", "missing_value"} & set(encoding):
-        code = stored.str[1:]
-        if code in netCDF4.default_fillvals and stored.itemsize > 1:
-            fill = limit(stored.type(netCDF4.default_fillvals[code]))
-            near = abs(fill) * (1e-6 if stored.kind == "f" or packed else 0.0)
-            tests.append(abs(variable - fill) <= near)
-    low, high = attrs.get("valid_min"), attrs.get("valid_max")
-    if "valid_range" in attrs and np.size(attrs["valid_range"]) == 2:
-        low, high = attrs["valid_range"]
-    if low is not None:
-        tests.append(variable < limit(low))
-    if high is not None:
-        tests.append(variable > limit(high))
-    if not tests:
-        return None
-    outside = tests[0]
-    for test in tests[1:]:
-        outside = outside | test
-    return outside

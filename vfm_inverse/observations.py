@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -13,10 +13,20 @@ from torch import Tensor
 from vfm_inverse.arrays import real_array
 from vfm_inverse.axes import aligned, arranged
 from vfm_inverse.calls import checked
-from vfm_inverse.labels import BATCH, DRAW, ERROR_STD, OBSERVED, PARAM, squeezed
+from vfm_inverse.labels import (
+    BATCH,
+    DRAW,
+    ERROR_STD,
+    OBSERVED,
+    PARAM,
+    TAKEN,
+    squeezed,
+    storable_name,
+)
 from vfm_inverse.likelihood import Likelihood
 from vfm_inverse.observation_sources import Source, opened
-from vfm_inverse.station_tables import own_rows, read_table
+from vfm_inverse.station_tables import ROW, observed_units, own_rows, read_table
+from vfm_inverse.table_columns import storable
 from vfm_inverse.units import converted, duration, same_units
 
 if TYPE_CHECKING:
@@ -126,15 +136,46 @@ def _labels(
     }
     num = data.sizes[BATCH]
     along = {
-        name: value if value.sizes[BATCH] == num else value.isel({BATCH: [0] * num})
+        storable_name(name, "label").replace(" ", "_"): _storable_values(
+            value if value.sizes[BATCH] == num else value.isel({BATCH: [0] * num})
+        )
         for name, value in along.items()
     }
     labels = xr.Dataset(coords=along, attrs=raw.attrs)
+    taken = {*ours, *problem.field_labels.dims, *problem.observation_labels.dims, *along}
+    taken |= {problem.field_labels.name, OBSERVED, ERROR_STD, DRAW, BATCH, *TAKEN}
     if is_table:
-        taken = {*ours, *problem.field_labels.dims, *problem.observation_labels.dims}
-        taken |= {problem.field_labels.name, OBSERVED, ERROR_STD, DRAW, BATCH}
-        labels = labels.merge(own_rows(raw, problem, taken), combine_attrs="override")
-    return labels
+        rows = own_rows(raw, problem, taken)
+        labels = labels.merge(rows, combine_attrs="override")
+        taken |= set(map(str, rows.variables))
+    # What stands beside the data: names of observations, and rows of a table that was read before.
+    rest = _beside(raw, data, taken | {f"{PARAM}{name}" for name in problem.param_shapes})
+    return labels.assign(rest)
+
+
+def _beside(raw: xr.Dataset, data: xr.DataArray, taken: Collection[str]) -> dict[str, xr.Variable]:
+    """Variables along ``observation`` or along the rows of a table that was read before, which are
+    nothing of the problem's."""
+    lengths = {BATCH: data.sizes[BATCH]}
+    if ROW in raw:
+        lengths |= {str(dim): raw.sizes[dim] for dim in raw[ROW].dims if dim != BATCH}
+    found = {}
+    for name, variable in raw.variables.items():
+        dims = tuple(map(str, variable.dims))
+        if not dims or name in {data.name, "sigma", *taken} or variable.dtype.kind == "c":
+            continue
+        label = name in raw.data_vars or dims != (BATCH,)  # coordinates along it are known
+        if label and all(lengths.get(dim) == raw.sizes[dim] for dim in dims):
+            found[storable_name(name, "label")] = _storable_values(variable)
+    return found
+
+
+def _storable_values(variable: xr.Variable) -> xr.Variable:
+    """In a type that files can hold, with its attributes and without an encoding."""
+    values = variable.values
+    if values.size and all(type(item).__module__.startswith("cftime") for item in values.flat):
+        return xr.Variable(variable.dims, values, variable.attrs)  # of another calendar
+    return xr.Variable(variable.dims, storable(values), variable.attrs)
 
 
 # Data -----------------------------------------------------------------------------------------
@@ -182,15 +223,32 @@ def _numbers(
 ) -> Tensor:
     """Arranged data in the problem's units, ``(batch, *observation)``, float64; NaN where there is
     no datum."""
-    wanted = problem.observation_labels.units
-    units = data.attrs.get("units")
-    if data.dtype.kind == "m":
-        values = duration(data.values, wanted or "", name)
-    else:
-        values = real_array(data, name).astype(np.float64)
-        if units is not None and wanted is not None and not same_units(str(units), wanted):
-            values = converted(values, str(units), wanted, name, difference=difference)
+    values = _in_units(data, problem, name, difference=difference)
     return torch.from_numpy(np.ascontiguousarray(values)).reshape(-1, *problem.observation_shape)
+
+
+def _in_units(
+    data: xr.DataArray, problem: InverseProblem, name: str, *, difference: bool = False
+) -> np.ndarray:
+    """Numbers in the problem's units, float64."""
+    units = data.attrs.get("units")
+    wanted = observed_units(problem, units)
+    if data.dtype.kind == "m":
+        return duration(data.values, wanted or "", name, difference=difference)
+    values = real_array(data, name.strip("'")).astype(np.float64)
+    if units is not None and wanted is not None and not same_units(units, wanted):
+        values = converted(values, units, wanted, name, difference=difference)
+    return values
+
+
+def _stated(value: object, name: str) -> xr.DataArray:
+    """An attribute as a number."""
+    try:
+        return xr.DataArray(float(value))  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"attribute '{name}' of the observation must be one number; got {value!r:.60}"
+        ) from None
 
 
 # Parameters ----------------------------------------------------------------------------------
@@ -236,7 +294,7 @@ def _error_std(
     """Standard deviation of every datum, ``(batch, *observation)``; None where none is stated."""
     for name in (ERROR_STD, "sigma"):
         if name in data.attrs:
-            error = xr.DataArray(float(data.attrs[name]))
+            error = _stated(data.attrs[name], name)
         elif name in dataset:
             error = dataset[name]
         else:
@@ -251,11 +309,7 @@ def _error_std(
             )
             values = _numbers(error, problem, f"'{name}'", difference=True)
         else:
-            one = real_array(error, name).astype(np.float64)
-            units = error.attrs.get("units")
-            if units is not None and labels.units is not None:
-                if not same_units(str(units), labels.units):
-                    one = converted(one, str(units), labels.units, f"'{name}'", difference=True)
+            one = _in_units(error, problem, f"'{name}'", difference=True)
             values = torch.from_numpy(np.array(one)).reshape(-1, *(1,) * (seen.dim() - 1))
         if values.shape[0] not in (1, len(seen)):
             raise ValueError(f"'{name}' is of {len(values)} observations; there are {len(seen)}")

@@ -27,22 +27,48 @@ import pandas as pd
 import xarray as xr
 
 from vfm_inverse.arrays import real_array
-from vfm_inverse.labels import BATCH, ERROR_STD, OBSERVED, PARAM
+from vfm_inverse.labels import BATCH, ERROR_STD, OBSERVED, PARAM, storable_name
 from vfm_inverse.places import meaning, positions
 from vfm_inverse.stations import is_table
 from vfm_inverse.table_columns import storable, storable_attrs
-from vfm_inverse.units import duration, same_units
+from vfm_inverse.units import convertible, duration, same_units
 
 if TYPE_CHECKING:
     from vfm_inverse.problem import InverseProblem
 
-__all__ = ["own_rows", "read_table"]
+__all__ = ["observed_units", "own_rows", "read_table"]
 
 VALUE = (OBSERVED, "value")
 ERROR = (ERROR_STD, "sigma", "std", "error")
 ROW, STATION = "row_of_observed", "station"
 REFERENCES = ("ancillary_variables", "bounds", "coordinates", "grid_mapping")
 """Attributes that name other variables."""
+
+
+def observed_units(problem: InverseProblem, stated: str | None) -> str | None:
+    """Units of the problem's observations; where it does not say, what stations read is in those
+    of the field, if it can be.
+
+    Args:
+        problem: whose observations they are.
+        stated: units of those at hand, or None.
+
+    Raises:
+        ValueError: other data than those of stations are in units of the field's kind, so that
+            they may need a conversion, and the problem does not say.
+    """
+    units, field = problem.observation_labels.units, problem.field_labels.units
+    if units is not None or field is None:
+        return units
+    table = is_table(problem.observation_shape, problem.param_shapes)
+    if stated is None or not convertible(stated, field):
+        return field if stated is None and table else None
+    if table or same_units(stated, field):
+        return field
+    raise ValueError(
+        f"the observation is in '{stated}', the field in '{field}', and the problem does not say "
+        "what its observations are in; give 'obs_units'"
+    )
 
 
 def read_table(dataset: xr.Dataset, problem: InverseProblem) -> xr.Dataset:
@@ -84,7 +110,7 @@ def read_table(dataset: xr.Dataset, problem: InverseProblem) -> xr.Dataset:
     }
     error = _named(table, ERROR)
     if error is not None:
-        numbers = _numbers(error, problem, f"'{error.name}'")
+        numbers = _numbers(error, problem, f"'{error.name}'", difference=True)
         about = {} if error.dtype.kind == "m" else error.attrs
         if set(error.dims) - {BATCH}:
             rows = _laid_out(error.copy(data=numbers), value)
@@ -146,7 +172,7 @@ def own_rows(dataset: xr.Dataset, problem: InverseProblem, taken: Collection[str
 
 def _free(name: Any, prefix: str, used: Collection[str]) -> str:
     """A name that netCDF takes and nobody has yet."""
-    free = str(name).strip().replace("/", "_") or "column"
+    free = storable_name(str(name).strip(), "column")
     while free in used:
         free = prefix + free
     return free
@@ -223,10 +249,13 @@ def _value(dataset: xr.Dataset, problem: InverseProblem) -> xr.DataArray | None:
     return dataset[left[0]] if len(left) == 1 else None
 
 
-def _numbers(column: xr.DataArray, problem: InverseProblem, name: str) -> np.ndarray:
+def _numbers(
+    column: xr.DataArray, problem: InverseProblem, name: str, *, difference: bool = False
+) -> np.ndarray:
     """A column as float64, durations in the unit of the data."""
     if column.dtype.kind == "m":
-        return duration(column.values, problem.observation_labels.units, name)
+        units = observed_units(problem, None)
+        return duration(column.values, units, name, difference=difference)
     return real_array(column, str(column.name)).astype(np.float64)
 
 

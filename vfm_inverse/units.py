@@ -18,7 +18,7 @@ import numpy as np
 
 from vfm_inverse.arrays import real_array
 
-__all__ = ["converted", "duration", "is_time", "same_units"]
+__all__ = ["converted", "convertible", "duration", "is_time", "same_units"]
 
 # Symbols differ by case (mPa, MPa); names do not, and stand in the plural too.
 SYMBOLS = {
@@ -109,6 +109,13 @@ def same_units(a: str | None, b: str | None) -> bool:
     return isinstance(line, tuple) and line[2] and _is_identity(*line[:2])
 
 
+def convertible(one: str, other: str) -> bool:
+    """Whether two units are of one kind; True where nothing here can tell."""
+    return same_units(one, other) or (
+        _udunits() is None or isinstance(_line(_spelling(one), _spelling(other)), tuple)
+    )
+
+
 def converted(
     values: np.ndarray,
     units: str | None,
@@ -167,8 +174,16 @@ def is_time(units: str | None) -> bool:
     return spelt in NANOSECONDS or isinstance(_line(spelt, "s"), tuple)
 
 
-def duration(values: np.ndarray, units: str | None, name: str) -> np.ndarray:
+def duration(
+    values: np.ndarray, units: str | None, name: str, *, difference: bool = False
+) -> np.ndarray:
     """Durations (NumPy's ``timedelta64``) as numbers of a unit of time, float64; NaT is NaN.
+
+    Args:
+        values: durations.
+        units: the unit.
+        name: of what holds them, for the message.
+        difference: they are standard deviations or widths, of dates too.
 
     Raises:
         TypeError: they are no durations.
@@ -178,6 +193,8 @@ def duration(values: np.ndarray, units: str | None, name: str) -> np.ndarray:
     values = np.asarray(values)
     if values.dtype.kind != "m":
         raise TypeError(f"{name} must hold durations (timedelta64); got {values.dtype}")
+    if difference and units is not None:
+        units = re.split(r"\s+since\s", str(units))[0]
     if units is None or not is_time(units):
         raise ValueError(
             f"{name} holds durations, and the problem is in '{units or '':.40}', no unit of time; "

@@ -167,7 +167,7 @@ def test_columns_of_frames_are_taken_by_meaning() -> None:
 
 
 def test_all_columns_come_back_whatever_they_are_called(tmp_path: Path) -> None:
-    odd = ["u/v", "u_v", "%RH", "-x", "end ", "", "weight", "draw", "station_lat", "é"]
+    odd = ["u/v", "u_v", "%RH", "-x", "end ", "", "weight", "draw", "station_lat", "é", "param_q"]
     extra = {name: [10.0 * k, 1.0, 2.0] for k, name in enumerate(odd)}
     kinds = {
         "when": pd.to_datetime(["2020-01-01", None, "2020-01-03"]),

@@ -118,7 +118,8 @@ def read_table(dataset: xr.Dataset, problem: InverseProblem) -> xr.Dataset:
         else:
             variables[ERROR_STD] = (tuple(map(str, error.dims)), numbers, about)
     for further in map(str, dataset.variables):  # parameters of the problem
-        if further.startswith(PARAM) and further not in variables:
+        own = further.startswith(PARAM) and further.removeprefix(PARAM) in problem.param_shapes
+        if own and further not in variables:
             variables[further] = dataset[further].variable
     return xr.Dataset(variables)
 

@@ -11,6 +11,8 @@ import pytest
 import xarray as xr
 
 from vfm_inverse.fill_values import decoded
+from vfm_inverse.priors import LabelledPrior
+from vfm_inverse.problem import InverseProblem
 
 VALUES = np.arange(6.0)
 FILL = netCDF4.default_fillvals["f4"]
@@ -97,3 +99,17 @@ def test_factors_are_one_number() -> None:
         data["a"].attrs["scale_factor"] = wrong
         with pytest.raises(ValueError, match="attribute 'scale_factor' of 'a' must be one number"):
             decoded(data)
+
+
+def test_priors_are_physical_numbers_too(tmp_path: Path) -> None:
+    fields = np.round(np.random.default_rng(0).normal(size=(30, 3)), 2)
+    source = xr.Dataset({"t": (("sample", "x"), fields, {"units": "K"})}, {"x": [1.0, 2.0, 3.0]})
+    packed = {"dtype": "i2", "scale_factor": 0.01, "add_offset": 5.0, "_FillValue": -999}
+    source.to_netcdf(tmp_path / "a.nc", encoding={"t": packed})
+    with xr.open_dataset(tmp_path / "a.nc", decode_cf=False) as file:
+        prior = LabelledPrior.read(file)
+        np.testing.assert_allclose(prior.data.values, fields, atol=1e-6)
+        assert prior.data.name == "t" and prior.data.attrs["units"] == "K"
+    source["t"][3, 1] = FILL
+    with pytest.raises(ValueError, match="'prior' must be finite; 1 of 90 values are not"):
+        InverseProblem(source, simulator=lambda x: x + 1)

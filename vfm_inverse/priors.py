@@ -29,6 +29,7 @@ from torch.distributions import (
 from vfm_inverse.arrays import real_tensor
 from vfm_inverse.calls import attempt
 from vfm_inverse.checks import shorten
+from vfm_inverse.fill_values import decoded
 from vfm_inverse.random_fields import MaternField
 from vfm_inverse.randomness import seeded
 
@@ -87,6 +88,9 @@ class LabelledPrior:
             )
         if source.size == 0:
             raise ValueError(f"'prior' is empty; its sizes are {dict(source.sizes)}")
+        # Packed numbers and cells that were never written, however it was opened.
+        physical = decoded(source.rename("fields").to_dataset())
+        source = physical["fields"].rename(source.name)
         rest = sorted(
             (dim for dim in source.dims if dim != SAMPLE), key=lambda dim: dim != CHANNEL
         )

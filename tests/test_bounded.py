@@ -42,6 +42,7 @@ import vfm_inverse as vi
 from vfm_inverse.bounded import Box
 from vfm_inverse.problem import InverseProblem
 from vfm_inverse.random_fields import MaternField
+from vfm_inverse.streaming import sample_to_netcdf
 from vfm_inverse.supports import support_of, transform_of
 from vfm_inverse.whitening import DenseWhitening
 
@@ -278,12 +279,15 @@ class Circle(Distribution):
         return x / x.norm(dim=-1, keepdim=True)
 
 
-def test_draws_outside_a_support_without_a_bijection_are_reported() -> None:
+def test_draws_outside_a_support_without_a_bijection_are_reported(tmp_path: Path) -> None:
     problem = InverseProblem(Circle(), simulator=lambda x: x + 0.1 * torch.randn_like(x))
     vfm = vi.VariationalFlowMap.for_problem(problem, num_simulations=200, width=8, depth=1)
     _, y, _ = problem.simulate(3, seed=0)
-    with pytest.warns(UserWarning, match=r"30 of 30 draws lie outside .* give the problem a 'tr"):
+    said = r"30 of 30 draws lie outside .* give the problem a 'tr"
+    with pytest.warns(UserWarning, match=said):
         vfm(y).sample((10,))
+    with pytest.warns(UserWarning, match=said):  # the draws of a file are the same
+        sample_to_netcdf(vfm, problem, y, 10, tmp_path / "draws.nc")
 
 
 def test_samples_on_which_a_transform_has_no_inverse() -> None:

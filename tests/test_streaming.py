@@ -109,7 +109,7 @@ def test_a_file_without_room_is_refused_before_a_draw_is_made(
     _, y, params = problem.simulate(1, seed=1)
     usage = namedtuple("usage", "total used free")(10**9, 0, 10**6)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    monkeypatch.setattr(streaming, "posterior", None)  # a call would fail
+    monkeypatch.setattr(vfm, "posterior", None)  # a call would fail
     with pytest.raises(OSError, match=r"No space left on device for .* GB .*x\.nc"):
         sample_to_netcdf(vfm, problem, y, 10**9, tmp_path / "x.nc", params=params)
     with pytest.raises(OSError, match="No such file"):
@@ -129,12 +129,12 @@ def test_a_failure_in_a_later_block_leaves_the_old_file(
     vfm, problem = made
     _, y, params = problem.simulate(3, seed=1)
     (tmp_path / "x.nc").write_text("old")
-    laws = iter([streaming.posterior])
+    laws = iter([vfm.posterior])
 
     def fails(*args: object) -> object:
         return next(laws)(*args)
 
-    monkeypatch.setattr(streaming, "posterior", fails)
+    monkeypatch.setattr(vfm, "posterior", fails)
     with pytest.raises((RuntimeError, ValueError)):
         sample_to_netcdf(vfm, problem, y, 50, tmp_path / "x.nc", params=params)
     assert os.listdir(tmp_path) == ["x.nc"] and (tmp_path / "x.nc").read_text() == "old"

@@ -284,7 +284,12 @@ class VariationalFlowMap(nn.Module):
             CalibrationWarning: an observation lies outside the range that was checked (without a
                 card: of the training simulations), see :mod:`vfm_inverse.validity`.
         """
-        y, params, batched = self.batch(y, params)
+        return self.posterior(*self.batch(y, params))
+
+    def posterior(
+        self, y: Tensor, params: Mapping[str, Tensor], batched: bool = True
+    ) -> PushForward:
+        """The posterior of observations ``(n, *obs)`` that :meth:`batch` has checked."""
         answer = self.answer(self.condition(y, params))
         return PushForward(
             answer.noise,

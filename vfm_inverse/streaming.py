@@ -24,7 +24,6 @@ from vfm_inverse.files import check_space, check_writable, replacing
 from vfm_inverse.labelled import save_netcdf, to_xarray
 from vfm_inverse.labels import DRAW
 from vfm_inverse.netcdf_files import seal, writing
-from vfm_inverse.posterior import PushForward
 from vfm_inverse.randomness import seeded
 from vfm_inverse.settings import check_settings
 
@@ -99,7 +98,7 @@ def sample_to_netcdf(
     plan = Plan.of(num_draws, len(y), vfm.event_shape.numel())
     if plan.single:
         with seeded(seed):
-            draws = posterior(vfm, y, params).sample((num_draws,))
+            draws = vfm.posterior(y, params).sample((num_draws,))
         return save_netcdf(to_xarray(draws, problem, y, **options), path)
     empty = torch.zeros(0, len(y), *vfm.event_shape, dtype=vfm.whitening.mean.dtype)
     layout = to_xarray(empty, problem, y, **options)
@@ -109,12 +108,6 @@ def sample_to_netcdf(
             write_blocks(vfm, y, params, file, plan, seed, progress)
         seal(temporary)
     return Path(path)
-
-
-def posterior(vfm: VariationalFlowMap, y: Tensor, params: Mapping[str, Tensor]) -> PushForward:
-    """What calling the map gives, of observations that were checked before."""
-    answer = vfm.answer(vfm.condition(y, params))
-    return PushForward(answer.noise, lambda z: vfm.decode(z, answer), vfm.event_shape)
 
 
 class Plan(NamedTuple):
@@ -192,7 +185,7 @@ def write_blocks(
     with bar, torch.no_grad():
         for rows, blocks in plan.blocks():
             seen = {key: value[rows] for key, value in params.items()}
-            law = posterior(vfm, y[rows], seen)
+            law = vfm.posterior(y[rows], seen)
             for block in blocks:
                 with seeded(int(seeds.pop(0)) % 2**63):
                     draws = law.sample((block.stop - block.start,))

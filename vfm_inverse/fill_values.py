@@ -35,8 +35,10 @@ def decoded(dataset: xr.Dataset) -> xr.Dataset:
     found = {}
     for name, variable in dataset.data_vars.items():
         outside = _outside(variable) if variable.dtype.kind in "fiu" else None
-        # Whole numbers stay such where all of them are data.
-        if outside is not None and (variable.dtype.kind == "f" or bool(outside.any())):
+        if outside is None:
+            continue
+        # Whole numbers stay such where all of them are data; what dask holds is not read for that.
+        if variable.dtype.kind == "f" or variable.chunks is not None or bool(outside.any()):
             found[name] = variable.where(~outside).assign_attrs(variable.attrs).variable
     return dataset.assign(found) if found else dataset
 

@@ -22,6 +22,7 @@ from vfm_inverse.arrays import real_array
 from vfm_inverse.fill_values import decoded
 from vfm_inverse.labels import BATCH, OBSERVED, squeezed
 from vfm_inverse.netcdf_files import FOREIGN, content_holds
+from vfm_inverse.priors import unstacked
 from vfm_inverse.table_columns import table_of
 
 if TYPE_CHECKING:
@@ -36,11 +37,11 @@ Source = str | os.PathLike[str] | xr.Dataset | xr.DataArray | pd.DataFrame | np.
 def opened(source: Any, problem: InverseProblem) -> Iterator[xr.Dataset]:
     """The source as a dataset, whose values are read when they are needed."""
     if isinstance(source, xr.Dataset):
-        yield decoded(_unstacked(source))
+        yield decoded(unstacked(source))
         return
     if isinstance(source, xr.DataArray):
         name = OBSERVED if source.name is None or source.name in source.coords else source.name
-        yield decoded(_unstacked(source.to_dataset(name=name)))
+        yield decoded(unstacked(source.to_dataset(name=name)))
         return
     if isinstance(source, pd.DataFrame):
         yield table_of(source)
@@ -117,13 +118,6 @@ def _of_array(source: Any, problem: InverseProblem) -> xr.DataArray:
         f"'source' must have shape {size} or (batch, {', '.join(map(str, size))}) for this "
         f"problem; got {source.shape}"
     )
-
-
-def _unstacked(dataset: xr.Dataset) -> xr.Dataset:
-    """With what a dimension was stacked of, as coordinates along it."""
-    indexes = dataset.indexes.items()
-    stacked = [dim for dim, index in indexes if isinstance(index, pd.MultiIndex)]
-    return dataset.reset_index([dim for dim in stacked if dim in dataset.dims])
 
 
 def _dated(dataset: xr.Dataset) -> xr.Dataset:

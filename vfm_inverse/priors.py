@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -44,6 +44,8 @@ Prior = (
     | xr.DataArray
 )
 
+Labelled = TypeVar("Labelled", xr.Dataset, xr.DataArray)
+
 SAMPLE, CHANNEL = "sample", "channel"
 HELD_OUT = 10  # one sample in ten of a prior given by samples is held out for tests ...
 FEWEST_SPLIT = 20  # ... unless there are fewer than this: then both splits are the whole set
@@ -76,9 +78,7 @@ class LabelledPrior:
                     f"prior.to_dataarray('{CHANNEL}')"
                 )
             (source,) = source.data_vars.values()
-        # A stacked dimension is written as the coordinates that it was stacked of.
-        stacked = [d for d, index in source.indexes.items() if isinstance(index, pd.MultiIndex)]
-        source = source.reset_index([d for d in stacked if d in source.dims])
+        source = unstacked(source)
         if SAMPLE not in source.dims:
             raise ValueError(f"'prior' must have a dimension '{SAMPLE}'; got {tuple(source.dims)}")
         if not 2 <= source.ndim <= 4:
@@ -186,8 +186,15 @@ class Sampler:
         return x
 
 
+def unstacked(source: Labelled) -> Labelled:
+    """With what a dimension was stacked of, as coordinates along it, which files can hold."""
+    indexes = source.indexes.items()
+    stacked = [dim for dim, index in indexes if isinstance(index, pd.MultiIndex)]
+    return source.reset_index([dim for dim in stacked if dim in source.dims])
+
+
 def samplers(
-    prior: Prior, test_prior: Prior | None = None, dtype: torch.dtype | None = None
+    prior: Prior | LabelledPrior, test_prior: Prior | None = None, dtype: torch.dtype | None = None
 ) -> dict[str, Sampler]:
     """Samplers of the splits ``train`` and ``test``, in the type given or the prior's own.
 
@@ -201,10 +208,8 @@ def samplers(
     """
     source = _source(prior, "prior", dtype)
     if test_prior is not None:
-        train, test = (
-            Sampler(source, dtype),
-            Sampler(_source(test_prior, "test_prior", dtype), dtype),
-        )
+        held_out = _source(test_prior, "test_prior", dtype)
+        train, test = Sampler(source, dtype), Sampler(held_out, dtype)
     elif isinstance(source, Tensor | LabelledPrior) and len(source) >= FEWEST_SPLIT:
         kept = len(source) - len(source) // HELD_OUT
         train, test = Sampler(source[:kept], dtype), Sampler(source[kept:], dtype)
@@ -217,10 +222,11 @@ def _source(
     prior: Any, name: str, dtype: torch.dtype | None
 ) -> Tensor | LabelledPrior | Callable[[int], Any]:
     if isinstance(prior, xr.Dataset | xr.DataArray):
-        labelled = LabelledPrior.read(prior)
-        if labelled.lazy:
-            return labelled
-        prior = labelled.values(dtype)
+        prior = LabelledPrior.read(prior)
+    if isinstance(prior, LabelledPrior):
+        if prior.lazy:
+            return prior
+        prior = prior.values(dtype)
     if isinstance(prior, Distribution):
         if prior.batch_shape or not prior.event_shape:
             raise ValueError(

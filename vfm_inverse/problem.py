@@ -136,11 +136,11 @@ class InverseProblem:
         self._params = params
         self._reference = reference
         self._prior = prior
-        self._samplers = samplers(prior, test_prior, dtype)
+        labelled = LabelledPrior.read(prior) if isinstance(prior, LABELLED) else None
+        self._samplers = samplers(prior if labelled is None else labelled, test_prior, dtype)
 
-        with seeded(
-            0
-        ):  # two samples show the shapes; the caller's random stream goes on as it was
+        # Two samples show the shapes; the caller's random stream goes on as it was.
+        with seeded(0):
             x, x_test = self._samplers["train"](2), self._samplers["test"](2)
         self.field_shape, self.dtype = x.shape[1:], x.dtype
         for sampler in self._samplers.values():
@@ -151,7 +151,7 @@ class InverseProblem:
                 f"'test_prior' has fields of shape {tuple(x_test.shape[1:])}; "
                 f"'prior' has {tuple(self.field_shape)}"
             )
-        if dims is None and not isinstance(prior, LABELLED):
+        if dims is None and labelled is None:
             check_axes(self.field_shape)
         self._model = ObservationModel(
             physics, likelihood, simulator, len(self.field_shape), self.dtype
@@ -167,7 +167,6 @@ class InverseProblem:
         self.simulations = Simulations(self._simulate, self._model)
         self.simulations.try_out(y)
 
-        labelled = LabelledPrior.read(prior) if isinstance(prior, LABELLED) else None
         self.field_labels = AxisLabels.of_field(
             self.field_shape,
             dims=dims,

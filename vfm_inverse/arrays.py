@@ -14,6 +14,8 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from vfm_inverse.settings import brief
+
 __all__ = ["floating_type", "real_array", "real_tensor"]
 
 MEANINGLESS = {
@@ -56,7 +58,9 @@ def real_array(value: Any, name: str) -> np.ndarray:
             )
         value = value.data
     if value is None or isinstance(value, str | bytes | dict | set):
-        raise TypeError(f"'{name}' must hold real numbers; got {_shown(value)}")
+        raise TypeError(
+            f"'{name}' must hold real numbers; got {type(value).__name__} {brief(value)}"
+        )
     try:
         array = np.asarray(value)
     except Exception as error:
@@ -134,8 +138,3 @@ def _strided(value: Tensor, name: str) -> Tensor:
     if value.device.type == "meta":
         raise ValueError(f"'{name}' must hold numbers; got a tensor of the device 'meta'")
     return value if value.layout == torch.strided else value.to_dense()
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return f"{type(value).__name__} {text if len(text) <= 40 else text[:37] + '...'}"

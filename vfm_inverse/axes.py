@@ -18,7 +18,7 @@ import xarray as xr
 from vfm_inverse.labels import BATCH
 from vfm_inverse.units import converted, duration, same_units
 
-__all__ = ["aligned", "arranged", "axis_of", "is_longitude"]
+__all__ = ["aligned", "arranged", "axis_of", "dated", "is_longitude"]
 
 AXES: dict[str, tuple[str, ...]] = {
     "x": ("x", "lon", "longitude", "long", "nav_lon", "easting", "projection_x_coordinate"),
@@ -185,18 +185,19 @@ def _comparable(
     if wanted.dtype.kind == "m" and values.dtype.kind in "fiu" and "units" in found.attrs:
         units = found.attrs["units"]
         return values, duration(wanted, units, f"the problem's coordinate '{name}'")
-    return _dates(found), _dates(expected)
+    return dated(found).values, dated(expected).values
 
 
-def _dates(coordinate: xr.Variable) -> np.ndarray:
-    """Dates where a coordinate of numbers counts from one, else its values as they are."""
+def dated(coordinate: xr.Variable) -> xr.Variable:
+    """Dates where a coordinate of numbers counts from one; else, and where there are no such
+    dates, the coordinate as it is."""
     since = " since " in str(coordinate.attrs.get("units", ""))
     if not since or coordinate.dtype.kind not in "fiu":
-        return coordinate.values
+        return coordinate
     try:
-        return xr.decode_cf(xr.Dataset({"t": coordinate}), decode_timedelta=False)["t"].values
+        return xr.decode_cf(xr.Dataset({"t": coordinate}), decode_timedelta=False)["t"].variable
     except (ValueError, OverflowError, TypeError):
-        return coordinate.values
+        return coordinate
 
 
 def _numbers(found: xr.Variable, expected: xr.Variable, name: str) -> np.ndarray:

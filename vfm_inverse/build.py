@@ -23,7 +23,6 @@ from vfm_inverse.networks import MLP, UNet
 from vfm_inverse.posterior import OBSERVATION_MODES, VariationalFlowMap
 from vfm_inverse.problem import InverseProblem
 from vfm_inverse.randomness import seeded
-from vfm_inverse.settings import check_settings
 from vfm_inverse.stations import EncodedContext, StationEncoder, StationFeatures, is_table
 from vfm_inverse.whitening import WHITENINGS, Whitening, fit_whitening
 
@@ -41,6 +40,7 @@ TYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 @checked(
+    "model",
     problem="InverseProblem",
     adapter="str",
     observation="str",
@@ -91,10 +91,6 @@ def build(
     Raises:
         ValueError: an unknown name, a number out of range, or a combination that cannot work.
     """
-    given = check_settings("model", {k: v for k, v in locals().items() if k != "problem"})
-    gaussian_start, steps, seed = given["gaussian_start"], given["steps"], given["seed"]
-    width, depth, max_rank = given["width"], given["depth"], given["max_rank"]
-    num_simulations = given["num_simulations"]
     if observation not in OBSERVATION_MODES:
         raise ValueError(f"'observation' must be one of {OBSERVATION_MODES}; got {observation!r}")
     if adapter is None and observation != "context":

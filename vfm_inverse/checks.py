@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vfm_inverse.arrays import real_array, real_tensor
-from vfm_inverse.settings import Setting
+from vfm_inverse.settings import Setting, brief
 
 __all__ = [
     "check_callable",
@@ -339,6 +339,5 @@ def inner(shape: Sequence[int]) -> str:
 
 def shown(value: Any) -> str:
     """A value in a few words."""
-    text = repr(value)
-    short = text if len(text) <= 40 else f"{text[:37]}..."
-    return short if isinstance(value, str | int | float) else f"{type(value).__name__} {short}"
+    plain = isinstance(value, str | int | float)
+    return brief(value) if plain else f"{type(value).__name__} {brief(value)}"

@@ -20,7 +20,14 @@ import xarray as xr
 
 from vfm_inverse.files import check_space, replacing
 
-__all__ = ["check_content", "content_holds", "read_netcdf", "seal", "write_netcdf"]
+__all__ = [
+    "check_content",
+    "content_holds",
+    "read_netcdf",
+    "seal",
+    "unreadable",
+    "write_netcdf",
+]
 
 SUM = "content_sha256"
 """Attribute that holds the sum."""
@@ -87,12 +94,15 @@ def read_netcdf(path: str | os.PathLike[str]) -> xr.Dataset:
     except PermissionError:
         raise
     except FOREIGN as error:
-        if isinstance(error, ValueError) and os.fspath(path) in str(error):
-            raise
-        text = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(
-            f"'{os.fspath(path)}' is not a readable netCDF file: {text[:400]}"
-        ) from error
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: str | os.PathLike[str], error: Exception) -> ValueError:
+    """What to say of a file that cannot be read, unless the error names the file by itself."""
+    text, name = " ".join(str(error).split()) or type(error).__name__, os.fspath(path)
+    if isinstance(error, ValueError) and str(name) in text:
+        return ValueError(text)
+    return ValueError(f"'{name}' is not a readable netCDF file: {text[:400]}")
 
 
 def seal(path: str | os.PathLike[str]) -> None:

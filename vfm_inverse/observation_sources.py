@@ -19,9 +19,10 @@ import xarray as xr
 from torch import Tensor
 
 from vfm_inverse.arrays import real_array
+from vfm_inverse.axes import dated
 from vfm_inverse.fill_values import decoded
 from vfm_inverse.labels import BATCH, OBSERVED, squeezed
-from vfm_inverse.netcdf_files import FOREIGN, content_holds
+from vfm_inverse.netcdf_files import FOREIGN, content_holds, unreadable
 from vfm_inverse.priors import unstacked
 from vfm_inverse.table_columns import table_of
 
@@ -71,12 +72,14 @@ def opened(source: Any, problem: InverseProblem) -> Iterator[xr.Dataset]:
         file = xr.open_dataset(source, engine="netcdf4", decode_times=False, mask_and_scale=False)
     # What a damaged or foreign file raises depends on the library that meets it first.
     except FOREIGN as error:
-        raise _unreadable(source, error) from error
+        raise unreadable(source, error) from error
     with file:
         try:
-            dataset = _dated(decoded(file))
+            dataset = decoded(file)
+            coords = dataset.coords.items()
+            dataset = dataset.assign_coords({name: dated(c.variable) for name, c in coords})
         except FOREIGN as error:
-            raise _unreadable(source, error) from error
+            raise unreadable(source, error) from error
         yield dataset
 
 
@@ -90,13 +93,6 @@ def _read_csv(source: str | os.PathLike[str]) -> pd.DataFrame:
         raise ValueError(
             f"'{os.fspath(source)}' is not a readable table of comma-separated values: {text}"
         ) from error
-
-
-def _unreadable(source: str | os.PathLike[str], error: Exception) -> ValueError:
-    text, name = " ".join(str(error).split())[:300], os.fspath(source)
-    if str(name) in text and isinstance(error, ValueError):
-        return ValueError(text)
-    return ValueError(f"'{name}' is not a readable netCDF file: {text}")
 
 
 def _of_array(source: Any, problem: InverseProblem) -> xr.DataArray:
@@ -118,16 +114,3 @@ def _of_array(source: Any, problem: InverseProblem) -> xr.DataArray:
         f"'source' must have shape {size} or (batch, {', '.join(map(str, size))}) for this "
         f"problem; got {source.shape}"
     )
-
-
-def _dated(dataset: xr.Dataset) -> xr.Dataset:
-    """Coordinates that count time from a date, decoded; those that cannot be stay numbers."""
-    coords = {}
-    for name, coord in dataset.coords.items():
-        if " since " not in str(coord.attrs.get("units", "")):
-            continue
-        try:
-            coords[name] = xr.decode_cf(dataset[[name]].load(), decode_timedelta=False)[name]
-        except (ValueError, OverflowError, TypeError):
-            continue
-    return dataset.assign_coords({name: coord.variable for name, coord in coords.items()})

@@ -11,7 +11,13 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
-__all__ = ["SETTINGS", "Setting", "check_settings"]
+__all__ = ["SETTINGS", "Setting", "brief", "check_settings"]
+
+
+def brief(value: Any) -> str:
+    """A value as Python writes it, in at most 40 characters."""
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 @dataclass(frozen=True)
@@ -68,9 +74,8 @@ class Setting:
             finite = whole or math.isfinite(float(value))
             if finite and (self.kind is float or whole) and self._holds(value):
                 return self.kind(value)
-        shown = repr(value) if len(repr(value)) <= 40 else f"{repr(value)[:37]}..."
         where = "" if section is None else f" in [{section}]"
-        raise ValueError(f"'{name}'{where} must be {self}; got {shown}")
+        raise ValueError(f"'{name}'{where} must be {self}; got {brief(value)}")
 
     def _holds(self, value: Any) -> bool:
         above = self.low is None or (value > self.low if self.open_low else value >= self.low)

@@ -25,7 +25,6 @@ from vfm_inverse.labelled import save_netcdf, to_xarray
 from vfm_inverse.labels import DRAW
 from vfm_inverse.netcdf_files import seal, writing
 from vfm_inverse.randomness import seeded
-from vfm_inverse.settings import check_settings
 
 if TYPE_CHECKING:
     from vfm_inverse.posterior import VariationalFlowMap
@@ -41,6 +40,7 @@ CHUNK = 2**18
 
 
 @checked(
+    "sample",
     vfm="VariationalFlowMap",
     problem="InverseProblem",
     path="path",
@@ -85,8 +85,6 @@ def sample_to_netcdf(
     Warns:
         CalibrationWarning: as calling the map does, once.
     """
-    given = check_settings("sample", {"num_draws": num_draws, "seed": seed})
-    num_draws, seed = given["num_draws"], given["seed"]
     params = dict(params or {})
     y, params, _ = vfm.batch(y, params)
     if provenance is None:

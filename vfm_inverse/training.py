@@ -47,7 +47,7 @@ HARMLESS = ("device", "checkpoint_dir", "resume", "checkpoint_every", "progress"
 """Arguments of :func:`fit` that the trained map does not depend on."""
 
 
-@checked(vfm="VariationalFlowMap", problem="InverseProblem", checkpoint_dir="path")
+@checked("fit", vfm="VariationalFlowMap", problem="InverseProblem", checkpoint_dir="path")
 def fit(
     vfm: VariationalFlowMap,
     problem: InverseProblem,
@@ -104,7 +104,6 @@ def fit(
             written then.
     """
     given = {name: value for name, value in locals().items() if name not in ("vfm", "problem")}
-    given = check_settings("fit", given)
     if isinstance(objective, str):
         if objective not in PRESETS:
             raise ValueError(f"'objective' must be one of {sorted(PRESETS)}; got {objective!r}")

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from vfm_inverse.settings import brief
+
 __all__ = [
     "check_counts",
     "check_flags",
@@ -31,7 +33,7 @@ def whole(given: Any, name: str, least: int, most: int | None = None) -> int:
     """
     value = _number(given)
     if value is None:
-        raise TypeError(f"'{name}' must be a whole number; got {_shown(given)}")
+        raise TypeError(f"'{name}' must be a whole number; got {brief(given)}")
     if isinstance(value, float) and not value.is_integer():
         raise ValueError(f"'{name}' must be a whole number; got {value}")
     if value < least:
@@ -56,7 +58,7 @@ def level_of(alpha: Any) -> float:
     """The probability ``alpha`` of a false alarm, inside (0, 1)."""
     value = _number(alpha)
     if value is None:
-        raise TypeError(f"'alpha' must be a number between 0 and 1; got {_shown(alpha)}")
+        raise TypeError(f"'alpha' must be a number between 0 and 1; got {brief(alpha)}")
     if not 0 < value < 1:
         raise ValueError(f"'alpha' must lie between 0 and 1; got {value}")
     return float(value)
@@ -74,7 +76,7 @@ def shard_of(shard: Any) -> tuple[int, int]:
         TypeError, ValueError: it is no such pair.
     """
     if isinstance(shard, str | Mapping) or not hasattr(shard, "__len__") or len(shard) != 2:
-        raise TypeError(f"'shard' must be (index, count); got {_shown(shard)}")
+        raise TypeError(f"'shard' must be (index, count); got {brief(shard)}")
     index, count = (whole(value, "shard", 0) for value in shard)
     if not index < count:
         raise ValueError(
@@ -91,7 +93,7 @@ def check_flags(**flags: Any) -> None:
     """
     for name, value in flags.items():
         if not isinstance(value, bool | np.bool_):
-            raise TypeError(f"'{name}' must be True or False; got {_shown(value)}")
+            raise TypeError(f"'{name}' must be True or False; got {brief(value)}")
 
 
 def check_functions(**functions: Any) -> None:
@@ -103,7 +105,7 @@ def check_functions(**functions: Any) -> None:
     for name, function in functions.items():
         if not callable(function):
             raise TypeError(
-                f"'{name}' must be a function that returns a posterior; got {_shown(function)}"
+                f"'{name}' must be a function that returns a posterior; got {brief(function)}"
             )
 
 
@@ -114,7 +116,7 @@ def check_problem(problem: Any) -> None:
         TypeError: it is no problem.
     """
     if not callable(getattr(problem, "simulate", None)):
-        raise TypeError(f"'problem' must be an InverseProblem; got {_shown(problem)}")
+        raise TypeError(f"'problem' must be an InverseProblem; got {brief(problem)}")
 
 
 def check_quantities(quantities: Any) -> None:
@@ -148,8 +150,3 @@ def _number(value: Any) -> int | float | None:
     if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
         return None
     return int(value) if isinstance(value, numbers.Integral) else float(value)
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from vfm_inverse.problem import InverseProblem
     from vfm_inverse.whitening import Whitening
 
-__all__ = ["load", "read", "save", "stored_problem", "write"]
+__all__ = ["load", "open_map", "read", "save", "write"]
 
 FORMAT = 3
 """Version of the layout: 1 has a verdict where 2 has the calibration card, 3 has a checksum. All
@@ -149,9 +149,24 @@ def load(
         CalibrationWarning: the map failed its calibration, or was not checked with these weights
             and this physics.
     """
-    device = resolve_device(device)
+    # Between the warning and the caller's line are two calls and the check of the arguments.
+    return open_map(path, problem, device, whitening, warn=warn, stacklevel=4)[0]
+
+
+def open_map(
+    path: str | Path,
+    problem: InverseProblem | None = None,
+    device: str | torch.device = "cpu",
+    whitening: Whitening | None = None,
+    *,
+    warn: bool = True,
+    stacklevel: int = 2,
+) -> tuple[VariationalFlowMap, InverseProblem]:
+    """The map as :func:`load` gives it, and its problem; ``stacklevel`` says whose line a warning
+    names, as in :func:`warnings.warn`."""
     from vfm_inverse.build import rebuild
 
+    device = resolve_device(device)
     tensors, header = read(path, "model", device)
     with naming(path):
         config, card = check_config(header), check_card(header)
@@ -169,24 +184,9 @@ def load(
         vfm.card = card
     if warn:
         other = card is not None and vfm.card is None
-        # Between here and the caller's line is the check of the arguments.
         name = f"'{path}'" + " (certified for another physics)" * other
-        warn_unless_certified(vfm, name, stacklevel=3)
-    return vfm
-
-
-def stored_problem(path: str | Path) -> InverseProblem:
-    """The problem that a map was trained on.
-
-    Raises:
-        OSError: no such file, or it cannot be opened.
-        ValueError: not a readable checkpoint, or its problem is none of the package's.
-    """
-    tensors, header = read(path, "model")
-    with naming(path):
-        numbers = tensors["whitening.mean"].numel() if "whitening.mean" in tensors else 1
-        with bounded_allocation(numbers):
-            return problem_of(check_config(header))
+        warn_unless_certified(vfm, name, stacklevel=stacklevel)
+    return vfm, problem
 
 
 def problem_of(config: Mapping[str, Any]) -> InverseProblem:

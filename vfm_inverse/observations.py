@@ -202,7 +202,7 @@ def _data_of(dataset: xr.Dataset, problem: InverseProblem) -> xr.DataArray:
     if len(found) > 1:  # of several, the one that is called or shaped as the problem's
         labels = problem.observation_labels
         size = sorted(squeezed(problem.observation_shape))
-        own = [n for n in found if n == problem.field_labels.name and n in dataset.data_vars]
+        own = [n for n in found if n == problem.field_labels.name]
         fits = [
             n
             for n in found

@@ -156,16 +156,14 @@ class InverseProblem:
         self._model = ObservationModel(
             physics, likelihood, simulator, len(self.field_shape), self.dtype
         )
+        self.simulations = Simulations(self._simulate, self._model)
         with seeded(0):
             example = self._sample_params(2)
-            y = self._model.learn_shape(x, example)
-            self._model.learn_shape(x[:1], {key: value[:1] for key, value in example.items()})
+            self.simulations.try_out(x, example)
         self.param_shapes = {key: value.shape[1:] for key, value in example.items()}
         self.param_types = {
             key: value.dtype for key, value in example.items() if not value.is_floating_point()
         }
-        self.simulations = Simulations(self._simulate, self._model)
-        self.simulations.try_out(y)
 
         self.field_labels = AxisLabels.of_field(
             self.field_shape,

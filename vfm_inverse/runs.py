@@ -39,7 +39,7 @@ from vfm_inverse.problem import InverseProblem
 from vfm_inverse.randomness import seeded
 from vfm_inverse.report import write_report
 from vfm_inverse.settings import check_settings
-from vfm_inverse.training_files import log_text
+from vfm_inverse.training_files import LOG, MODEL, STATE, log_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,8 +61,7 @@ __all__ = [
     "write_settings",
 ]
 
-CONFIG, MODEL, STATE = "config.json", "model.safetensors", "training.safetensors"
-LOG, CALIBRATION, REPORT = "log.csv", "calibration.nc", "report.html"
+CONFIG, CALIBRATION, REPORT = "config.json", "calibration.nc", "report.html"
 
 
 def open_run(
@@ -80,14 +79,14 @@ def open_run(
         ValueError: it cannot be read, or was trained on a problem that is not of the package.
     """
     path = Path(folder) / MODEL
-    problem = checkpoint.stored_problem(path)
+    opened = checkpoint.open_map(path, device=device, warn=warn)
     if (Path(folder) / CONFIG).is_file():
         try:
             read_settings(folder)
         except ValueError as error:
             # Only people read it: the map does not depend on it.
             warnings.warn(str(error), UserWarning, stacklevel=2)
-    return checkpoint.load(path, problem, device, warn=warn), problem
+    return opened
 
 
 def write_settings(folder: str | Path, config: RunConfig) -> None:

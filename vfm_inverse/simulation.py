@@ -82,19 +82,27 @@ class Simulations:
             )
         return x, y, params
 
-    def try_out(self, y: Tensor) -> None:
-        """After the first observations: whether most are finite, and whether equal seeds give
-        equal simulations, unless one takes long.
+    def try_out(self, x: Tensor, params: dict[str, Tensor]) -> None:
+        """Learn on two fields what observations look like, whether a batch of one is taken too,
+        whether most simulations are finite and, unless one takes long, whether equal seeds give
+        equal ones.
 
         Raises:
-            ValueError: more than half of the simulations are not finite.
+            TypeError, ValueError: the model does not take such fields, or more than half of the
+                simulations are not finite.
 
         Warns:
             SimulationWarning: some are not finite, or something does not follow the seed.
         """
+        y = self.model.learn_shape(x, params)
+        begin = time.monotonic()
+        self.model.learn_shape(x[:1], {key: value[:1] for key, value in params.items()})
+        seconds = time.monotonic() - begin
         if len(infinite_rows(y)):
             with seeded(0):
                 self(ENOUGH, "train")
+            return
+        if seconds > QUICK:
             return
         begin = time.monotonic()
         found: list[dict[str, list[Tensor]]] = []

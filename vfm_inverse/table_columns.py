@@ -42,20 +42,16 @@ def _with_index(frame: pd.DataFrame) -> pd.DataFrame:
     double = [level for level, name in enumerate(names) if name is not None and name in taken]
     if len(double) == len(names):
         return frame.reset_index(drop=True)
-    return (
-        frame.reset_index(level=double, drop=True).reset_index()
-        if double
-        else (frame.reset_index())
-    )
+    if double:
+        frame = frame.reset_index(level=double, drop=True)
+    return frame.reset_index()
 
 
 def _of_pandas(column: pd.Series) -> np.ndarray:
     """A column as NumPy's numbers, times, durations or text."""
     kind = column.dtype
     if isinstance(kind, pd.CategoricalDtype):
-        column = (
-            column.astype(kind.categories.dtype) if not column.hasnans else (column.astype(object))
-        )
+        column = column.astype(object if column.hasnans else kind.categories.dtype)
     if isinstance(column.dtype, pd.DatetimeTZDtype):
         column = column.dt.tz_convert("UTC").dt.tz_localize(None)
     if isinstance(column.dtype, np.dtype) and column.dtype.kind in "biufcmM":

@@ -34,7 +34,16 @@ from vfm_inverse.randomness import reseed, seeded
 from vfm_inverse.scaling import center_and_spread, over
 from vfm_inverse.scores import energy_score
 from vfm_inverse.settings import check_settings
-from vfm_inverse.training_files import Row, csv_log, prefixed, read_state, same_start, selected
+from vfm_inverse.training_files import (
+    MODEL,
+    STATE,
+    Row,
+    csv_log,
+    prefixed,
+    read_state,
+    same_start,
+    selected,
+)
 
 __all__ = ["fit", "resolve_device"]
 
@@ -143,7 +152,7 @@ def train(
                 "'kwargs' of the problem must be numbers, texts, lists and tables where a run is "
                 f"kept in a folder; {error}"
             ) from error
-    if given["resume"] and folder is not None and (folder / "training.safetensors").exists():
+    if given["resume"] and folder is not None and (folder / STATE).exists():
         run.restore(folder, identity)
     else:
         run.scores = run.validate(problem, num_validation, seed)
@@ -180,7 +189,7 @@ def train(
                 run.save(folder, identity)
     run.finish()
     if folder is not None:
-        vfm.save(folder / "model.safetensors")
+        vfm.save(folder / MODEL)
     return run.history
 
 
@@ -280,11 +289,11 @@ class Run:
             "kept_step": self.kept_step,
             "history": self.history,
         }
-        checkpoint.write(folder / "training.safetensors", state, "training", header)
+        checkpoint.write(folder / STATE, state, "training", header)
 
     def restore(self, folder: Path, identity: Mapping[str, Any]) -> None:
         """Read a run that :meth:`save` wrote."""
-        path = folder / "training.safetensors"
+        path = folder / STATE
         state, header = read_state(folder, identity, self.vfm.whitening.mean.device)
         try:
             fixed = selected("fixed", state)

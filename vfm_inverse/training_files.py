@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Row", "csv_log", "log_text", "prefixed", "read_state", "same_start", "selected"]
 
-STATE, LOG = "training.safetensors", "log.csv"
+MODEL, STATE, LOG = "model.safetensors", "training.safetensors", "log.csv"
 
 Row = dict[str, float]
 

@@ -13,9 +13,11 @@ import pytest
 import torch
 import xarray as xr
 
-from vfm_inverse import cli, problems
+from vfm_inverse import problems
+from vfm_inverse.arguments import build_parser
 from vfm_inverse.card import Card
 from vfm_inverse.cli import main
+from vfm_inverse.commands import SUBCOMMANDS, settings_of
 from vfm_inverse.config import RunConfig, check_keys, read_config
 from vfm_inverse.runs import open_run
 
@@ -257,7 +259,7 @@ def test_the_command_line_wins_over_the_file(settings: Path) -> None:
     options = ["--steps", "9", "--seed", "7", "--set", "problem.sigma=0.5"]
     options += ["--set", "model.adapter=full"]
     command = ["train", str(settings), "--out", "unused", *options]
-    config = cli.settings_of(cli.build_parser(cli.SUBCOMMANDS).parse_args(command))
+    config = settings_of(build_parser(SUBCOMMANDS).parse_args(command))
     assert config.fit["steps"] == 9
     assert config.fit["seed"] == config.model["seed"] == 7
     assert config.problem_kwargs == {"dim": 3, "obs_dim": 2, "sigma": 0.5}
@@ -265,11 +267,11 @@ def test_the_command_line_wins_over_the_file(settings: Path) -> None:
 
 
 def test_only_train_leaves_seed_and_device_to_the_settings(settings: Path) -> None:
-    parse = cli.build_parser(cli.SUBCOMMANDS).parse_args
+    parse = build_parser(SUBCOMMANDS).parse_args
     for command in (["calibrate", "run"], ["report", "run"], ["demo"]):
         args = parse(command)
         assert (args.seed, args.device) == (0, "auto")
-    config = cli.settings_of(parse(["train", str(settings), "--out", "unused"]))
+    config = settings_of(parse(["train", str(settings), "--out", "unused"]))
     assert not {"seed", "device"} & {*config.fit, *config.model}
 
 

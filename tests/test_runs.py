@@ -19,8 +19,10 @@ import xarray as xr
 
 import vfm_inverse as vi
 from vfm_inverse import problems, runs
+from vfm_inverse.arguments import build_parser
 from vfm_inverse.card import Card, problem_fingerprint
 from vfm_inverse.cli import main
+from vfm_inverse.commands import SUBCOMMANDS, conclude
 from vfm_inverse.files import locked
 from vfm_inverse.labelled import observation_to_xarray, save_netcdf
 from vfm_inverse.problem import InverseProblem
@@ -376,15 +378,10 @@ def test_text_of_files_is_printed_as_text(run: Path, capsys: pytest.CaptureFixtu
         assert not any(line.endswith("of the map: pass") for line in text.splitlines())
     assert r"\x1b[2J" in captured.err and captured.err.count("\n") == 1
     checked.attrs["reason"] = HOSTILE
-    from vfm_inverse.cli import build_parser, conclude
-
-    conclude(build_parser({}.fromkeys(NAMES, main)).parse_args(["calibrate", "x"]), checked, run)
+    conclude(build_parser(SUBCOMMANDS).parse_args(["calibrate", "x"]), checked, run)
     assert r"ok\ncalibration of the map: pass\x1b[2J\x07\u202e\x9b31m\u2028" in (
         capsys.readouterr().out
     )
-
-
-NAMES = ["problems", "train", "sample", "correct", "calibrate", "report", "verify", "demo"]
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])

@@ -1,4 +1,4 @@
-"""The arguments of the command line; :mod:`vfm_inverse.cli` acts on them.
+"""The arguments of the command line; :mod:`vfm_inverse.commands` acts on them.
 
 Nothing here imports torch, so that ``--help`` does not wait for it.
 """

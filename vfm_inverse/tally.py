@@ -38,6 +38,10 @@ SCORES: tuple[str, ...] = (
     "log_score",
 )
 
+#: What is kept of each quantity of each simulation beside its ranks, in the quantity's own unit:
+#: CRPS, value of the truth, mean and standard deviation of the draws.
+OF_QUANTITIES = ("quantity_crps", "quantity_truth", "quantity_mean", "quantity_std")
+
 #: Numbers sorted at once: what a processor's cache holds, and what fills a GPU.
 SORTED = {"cpu": 2**16, "cuda": 2**24}
 
@@ -119,7 +123,8 @@ class Tally:
         self.single = {
             "ranks": np.full((num_simulations, count), -1, dtype=np.int32),
             "density_ranks": np.full((num_simulations, count), -1, dtype=np.int32),
-            "quantity_crps": np.full((num_simulations, count), np.nan),
+            "held": np.full((num_simulations, len(LEVELS)), np.nan),
+            **{name: np.full((num_simulations, count), np.nan) for name in OF_QUANTITIES},
             "scores": np.full((num_simulations, len(SCORES)), np.nan),
             "baseline": np.full((num_simulations, len(SCORES)), np.nan),
             "spread": np.full(num_simulations, np.nan),
@@ -178,10 +183,14 @@ class Tally:
 
         element = self._marginals(buffer.flatten(1).T, uniforms[:, :, count:].flatten(1))
         scalar = self._marginals(values.flatten(1).T, uniforms[:, :, :count].flatten(1))
+        std, mean = torch.std_mean(values[1:].double(), dim=0)
         single = {
             "ranks": scalar.rank,
             "density_ranks": scalar.density_rank,
             "quantity_crps": scalar.crps,
+            "quantity_truth": values[0],
+            "quantity_mean": mean,
+            "quantity_std": std,
         }
         for name, value in single.items():
             self.single[name][rows] = value.reshape(block, count).cpu().numpy()
@@ -224,7 +233,10 @@ class Tally:
             ("coverage", self.inside, field.rank),
             ("hpd_coverage", self.denser, field.density_rank),
         ):
-            self._sum(name, torch.from_numpy(table).to(rank.device)[:, rank].sum(1))
+            weight = torch.from_numpy(table).to(rank.device)[:, rank]
+            self._sum(name, weight.sum(1))
+            if name == "coverage":
+                self.single["held"][rows] = weight.flatten(2).mean(2).T.cpu().numpy()
         self._sum("crps", field.crps.double().sum(0))
         self._sum("bias", error.sum(0))
         self._sum("skill", error.square().sum(0))

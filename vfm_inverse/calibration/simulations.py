@@ -37,6 +37,7 @@ from vfm_inverse.calibration.settings import (
     shard_of,
     whole,
 )
+from vfm_inverse.meanings import about
 from vfm_inverse.quantities import (
     Quantity,
     channel_units,
@@ -174,6 +175,7 @@ def calibrate(
         "joint": bool(joint),
         "local": bool(local),
         "baseline": baseline_name(baseline),
+        "about": about(quantities, x),
         "provenance": dict(provenance or {}),
     }
     if path is not None:
@@ -352,7 +354,9 @@ def report_of(
 ) -> xr.Dataset:
     """The report of what was counted with these settings."""
     attrs = {name: settings[name] for name in ("split", "chunk", "baseline")}
-    return make_report(tally, labels, alpha, {**attrs, **settings["provenance"]})
+    return make_report(
+        tally, labels, alpha, {**attrs, **settings["about"], **settings["provenance"]}
+    )
 
 
 def baseline_name(baseline: Callable[..., Any] | None) -> str:

@@ -60,6 +60,9 @@ LONG_NAMES = {
     "baseline_score": "mean score of the baseline on the same simulations",
     "skill": "one minus score over baseline; for the log score the gain in nats",
     "skill_error": "standard error of the skill from paired simulations",
+    "untrained_score": "mean score of the map before its training, on the same simulations",
+    "untrained_skill": "one minus score over that of the map before its training",
+    "untrained_skill_error": "standard error of that skill from paired simulations",
     "spread_skill": "spread of the draws over the error of their mean; 1 when calibrated",
     "spread_skill_error": "standard error of the spread-skill ratio",
     "chi2_per_dof_map": "chi-square of binned ranks over its degrees of freedom",
@@ -160,8 +163,14 @@ def make_report(
     }
     values, baseline = single["scores"], single["baseline"]
     kept = ~np.isnan(values).any(0)
-    data |= _score_table(values[:, kept], baseline[:, kept], np.array(SCORES)[kept])
-    coords["score"] = np.array(SCORES)[kept]
+    of_scores = np.array(SCORES)[kept]
+    data |= _score_table(values[:, kept], baseline[:, kept], of_scores)
+    start = single["untrained"][:, kept]
+    if not np.isnan(start).all():
+        table = _score_table(values[:, kept], start, of_scores)
+        data["untrained_score"] = table["baseline_score"]
+        data |= {f"untrained_{name}": table[name] for name in ("skill", "skill_error")}
+    coords["score"] = of_scores
     if tally.joint is not None:
         found = tally.joint.result(alpha=alpha)
         data |= {

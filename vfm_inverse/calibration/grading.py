@@ -39,7 +39,7 @@ import xarray as xr
 
 from vfm_inverse.meanings import family, is_own, unit_of
 
-__all__ = ["Grade", "grades"]
+__all__ = ["ABOUT", "Grade", "grades"]
 
 #: An offset in posterior standard deviations, a share of truths, an amplitude that matter.
 OFFSET, SHARE, ROUGH = 0.1, 0.025, 0.05
@@ -56,6 +56,19 @@ ASPECTS: dict[str, tuple[str, ...]] = {
     "small scales": ("gradient_energy", "band_power"),
     "whole field": ("distance", "norm"),
     "fit to the data": ("log_likelihood",),
+}
+
+#: What each aspect is.
+ABOUT = {
+    "means": "where draws of single places, or single numbers, are centred",
+    "intervals": "how often intervals of single places, or single numbers, hold the truth",
+    "regional means": "means over the field and over its blocks: place and intervals",
+    "extremes": "largest and smallest value of the field: place and intervals",
+    "small scales": "gradients and power at each scale: how rough draws are",
+    "whole field": "all numbers at once: joint regions, and the distance from the centre",
+    "fit to the data": "log-likelihood of the observation, of draws against truths",
+    "own quantities": "the quantities that were asked for: place and intervals",
+    "single observations": "whether draws are wrong for some observations, by classifiers",
 }
 
 TITLES = {

@@ -77,6 +77,7 @@ class Card:
         valid_range: smallest and largest number of ``y`` and of each parameter in the check.
         false_alarm: probability with which a call warns although its observations are in range.
         version: of the package.
+        training: what came of the training, in a sentence; empty where that is not known.
     """
 
     verdict: str
@@ -95,6 +96,7 @@ class Card:
     valid_range: dict[str, list[float]]
     false_alarm: float
     version: str
+    training: str = ""
 
     def to_json(self) -> str:
         """The card as text, keys in order."""
@@ -134,6 +136,7 @@ class Card:
 
 KINDS: dict[str, Any] = {
     **dict.fromkeys(("verdict", "reason", "split", "problem", "physics", "version"), str),
+    "training": str,
     **dict.fromkeys(("physics_sha256", "data_sha256", "weights_sha256"), str),
     **dict.fromkeys(("num_simulations", "num_draws", "seed"), int),
     **dict.fromkeys(("alpha", "false_alarm"), (int, float)),
@@ -189,6 +192,7 @@ def certify(vfm: VariationalFlowMap, problem: InverseProblem, report: xr.Dataset
         },
         false_alarm=FALSE_ALARM,
         version=__version__,
+        training=vfm.training_note or "",
     )
     return vfm.card
 

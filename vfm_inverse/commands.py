@@ -7,13 +7,14 @@ torch and deepinv take seconds to import, so every subcommand imports them for i
 from __future__ import annotations
 
 import argparse
+import sys
 import tomllib
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vfm_inverse.card import standing
+from vfm_inverse.card import Card, standing
 from vfm_inverse.config import RunConfig, check_keys, read_config
 from vfm_inverse.console import emit, say
 from vfm_inverse.settings import check_settings
@@ -51,7 +52,7 @@ def train(args: argparse.Namespace) -> int:
     from vfm_inverse.training import fit
 
     check_keys("model", config.model, build, reserved=["problem"])
-    ours = ["vfm", "problem", "checkpoint_dir", "resume", "progress"]
+    ours = ["vfm", "problem", "checkpoint_dir", "resume", "progress", "callbacks"]
     check_keys("fit", config.fit, fit, reserved=ours)
     ours = ["posterior_fn", "problem", "quantities", "seed", "provenance", "progress"]
     check_keys("calibration", config.calibration, check_calibration, reserved=ours)
@@ -65,7 +66,9 @@ def train(args: argparse.Namespace) -> int:
         goes_on = (args.out / runs.STATE).exists()
         if args.resume:
             runs.check_resume(args.out, config)
-        elif goes_on or (args.out / runs.MODEL).exists():
+            if not goes_on:
+                say(f"no checkpoint in '{args.out}' yet: training starts at step 0", sys.stderr)
+        elif goes_on or any((args.out / name).exists() for name in (runs.MODEL, runs.CONFIG)):
             raise ValueError(
                 f"'{args.out}' already holds a run: continue it with --resume, or choose another "
                 "--out"
@@ -230,9 +233,11 @@ def settings_of(args: argparse.Namespace) -> RunConfig:
         if not dot or "=" not in setting:
             raise ValueError(f"'--set' must be SECTION.KEY=VALUE; got {setting!r}")
         tables.setdefault(section, {})[key] = parsed(setting.partition("=")[2])
-    options = ["steps", "batch_size", "seed", "device"]
+    options = ["steps", "minutes", "batch_size", "seed", "device"]
     chosen = {key: getattr(args, key) for key in options if getattr(args, key) is not None}
-    tables["fit"] = {**tables.get("fit", {}), **chosen}
+    if "minutes" in chosen:  # a number of steps in the file would contradict it
+        chosen = {"steps": "auto", **chosen}
+    tables["fit"] = {"steps": "auto", **tables.get("fit", {}), **chosen}
     if args.seed is not None:
         tables["model"] = {**tables.get("model", {}), "seed": args.seed}
     return RunConfig.from_tables(tables)
@@ -255,10 +260,13 @@ def conclude(args: argparse.Namespace, checked: Dataset, folder: Path) -> int:
         "coverage_90": float(level.mean()),
         "crps": float(checked.crps.mean()),
         "energy_score": float(checked.energy_score.mean()),
+        "training": Card.from_json(checked.attrs["calibration_card"]).training,
         "folder": str(folder),
     }
     if args.json:
         return emit(result)
+    if result["training"]:
+        say(f"training        {result['training']}")
     say(f"calibration     {result['verdict']}: {result['reason']}")
     say(f"90 % intervals  hold the truth in {100 * result['coverage_90']:.1f} % of cases")
     say(f"CRPS            {result['crps']:.4g}")

@@ -8,13 +8,13 @@ afterwards: a program that handles these signals itself goes on doing so.
 
 from __future__ import annotations
 
-import os
 import shlex
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 __all__ = ["Interrupted", "going_on", "held_back", "terminable"]
@@ -66,8 +66,9 @@ def going_on(argv: Sequence[str], program: str | None = None) -> str:
         argv: arguments of the program.
         program: its path; that of this process when missing.
     """
-    name = os.path.basename(sys.argv[0] if program is None else program)
-    words = ["python", "-m", "vfm_inverse"] if name == "__main__.py" else ["vfm-inverse"]
+    path = Path(sys.argv[0] if program is None else program)
+    as_module = path.parts[-2:] == ("vfm_inverse", "__main__.py")
+    words = ["python", "-m", "vfm_inverse"] if as_module else ["vfm-inverse"]
     return shlex.join([*words, *argv] + ["--resume"] * ("--resume" not in argv))
 
 

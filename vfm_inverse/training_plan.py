@@ -5,12 +5,11 @@ cosine. Where it is open, the rate rises, stays, and falls to nothing over a las
 once the score has stalled ("warm-up, stable, decay": Hu et al., 2024,
 https://arxiv.org/abs/2404.06395, section 4): the stay can be of any length.
 
-Held-out scores :math:`s(n)` are taken at steps that grow by :math:`2^{1/3}`. A phase that began at
-:math:`b` has stalled at :math:`n` when doubling it gained less than a share :data:`GAIN` of the
-score, or nothing that its noise does not explain:
+Held-out scores :math:`s` are taken at steps that grow by :math:`2^{1/3}`. A phase has stalled when
+doubling it gained less than a share :data:`GAIN` of the score, or nothing that noise does not
+explain: with :math:`s_1` and :math:`s_2` the best scores of its first and second half,
 
-.. math:: \overline{s(m) - s(n)} < \max(\mathrm{GAIN}\; \bar s(n),\, 2\,\mathrm{se}), \qquad
-   m = b + \tfrac{n - b}{2}.
+.. math:: \overline{s_1 - s_2} < \max(\mathrm{GAIN}\; \bar s_2,\, 2\,\mathrm{se}).
 
 Later doublings of a score that falls along a power law gain less and less.
 """
@@ -54,7 +53,7 @@ class Doubling(NamedTuple):
     Attributes:
         gain: fall of the mean score, as a share of the score at the end.
         noise: two standard errors of it.
-        steps: from the score in the middle to the end.
+        steps: between the two scores.
     """
 
     gain: float
@@ -68,11 +67,16 @@ class Doubling(NamedTuple):
 
 
 def doubling(scores: Mapping[int, Tensor], begin: int, end: int) -> Doubling:
-    """The second half of a phase from ``begin`` to ``end``, both of them steps with a score."""
-    middle = max(step for step in scores if step <= begin + (end - begin) / 2)
-    gain, error = paired(scores[middle], scores[end])
-    size = max(abs(float(scores[end].mean())), 1e-30)
-    return Doubling(gain / size, 2 * error / size, end - middle)
+    """The second half of a phase from ``begin`` to ``end``, the best score of it against the best
+    of the first half: single scores of a constant rate jump. What the phase began with counts
+    where there is no other, since the first steps may well lead away from a good start."""
+    inside = {step: float(one.mean()) for step, one in scores.items() if begin < step <= end}
+    middle = begin + (end - begin) / 2
+    first = min((step for step in inside if step <= middle), key=inside.__getitem__, default=begin)
+    second = min((step for step in inside if step > middle), key=inside.__getitem__)
+    gain, error = paired(scores[first], scores[second])
+    size = max(abs(inside[second]), 1e-30)
+    return Doubling(gain / size, 2 * error / size, second - first)
 
 
 class FixedPlan:

@@ -123,7 +123,7 @@ def _sentence(
         longer = {
             "time": "when the time was used up: give it more 'minutes'",
             "limit": f"at {steps} steps, where 'auto' ends: give a larger number of 'steps'",
-        }.get(ended, f"after {steps} steps: more 'steps', or steps='auto', will do better")
+        }.get(ended, f"after {steps} steps: more 'steps', or steps='auto', may do better")
         return f"Still improving: over {steps} steps {fell}, and it was {rate} {longer}"
     difference = f"({kept:.4g} against {last:.4g} after {steps} steps; smaller is better)"
     cause, remedy = _cause(table, worse, vfm, problem)

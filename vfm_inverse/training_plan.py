@@ -130,6 +130,7 @@ class Phase:
 
     name: str
     begin: int = 0
+    since: float = 0.0
     due: int = FIRST
     decay: int | None = None
     end: int | None = None
@@ -151,6 +152,7 @@ class OpenPlan:
     phases: list[Phase] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self._seconds = 0.0
         if not self.phases:
             self.phases = [Phase("joint" if not self.share else "adapter")]
 
@@ -172,8 +174,9 @@ class OpenPlan:
             budget = 60 * self.minutes * (0.5 if now.name == "adapter" and self._more else 1.0)
             if seconds >= budget:
                 now.decay, now.end, now.why = now.decay or step, step, "time"
-            elif now.decay is None and seconds >= budget / (1 + TAIL):
+            elif now.decay is None and seconds >= now.since + (budget - now.since) / (1 + TAIL):
                 self._fall(step, "time")
+        self._seconds = seconds
         return step == now.end or (now.decay is None and step >= now.due)
 
     def judge(self, scores: Mapping[int, Tensor]) -> None:
@@ -182,7 +185,7 @@ class OpenPlan:
         length = step - now.begin
         if step == now.end:
             if now.name == "adapter" and self._more:
-                self.phases.append(Phase("map", step, step + FIRST))
+                self.phases.append(Phase("map", step, self._seconds, step + FIRST))
         elif now.decay is None:
             now.due = now.begin + math.ceil(length * 2 ** (1 / PER_DOUBLING))
             if length >= SHORTEST and doubling(scores, now.begin, step).stalled:

@@ -253,6 +253,9 @@ def parsed(text: str) -> Any:
 
 def conclude(args: argparse.Namespace, checked: Dataset, folder: Path) -> int:
     """Say how the calibration went, for people or for machines."""
+    from vfm_inverse.calibration.grading import grades
+    from vfm_inverse.calibration.verdict import state_skill
+
     level = checked.coverage_map.sel(level=0.9)
     result = {
         "verdict": checked.attrs["verdict"],
@@ -261,17 +264,20 @@ def conclude(args: argparse.Namespace, checked: Dataset, folder: Path) -> int:
         "crps": float(checked.crps.mean()),
         "energy_score": float(checked.energy_score.mean()),
         "training": Card.from_json(checked.attrs["calibration_card"]).training,
+        "grades": [one._asdict() for one in grades(checked)],
         "folder": str(folder),
     }
     if args.json:
         return emit(result)
     if result["training"]:
-        say(f"training        {result['training']}")
-    say(f"calibration     {result['verdict']}: {result['reason']}")
-    say(f"90 % intervals  hold the truth in {100 * result['coverage_90']:.1f} % of cases")
-    say(f"CRPS            {result['crps']:.4g}")
-    say(f"energy score    {result['energy_score']:.4g}")
-    say(f"written to      {folder}")
+        say(f"{'training':<20}{result['training']}")
+    for one in grades(checked):
+        say(f"{one.aspect:<20}{one.grade:<12}{one.size}")
+    say(f"{'strict verdict':<20}{result['verdict']:<12}{result['reason']}")
+    crps = [f"{result['crps']:.4g}", state_skill(checked)]
+    say(f"{'CRPS':<20}{', '.join(filter(None, crps))}")
+    say(f"{'energy score':<20}{result['energy_score']:.4g}")
+    say(f"{'written to':<20}{folder}")
     return 0
 
 

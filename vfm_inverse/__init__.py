@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vfm_inverse.adapter import NoiseAdapter
     from vfm_inverse.checkpoint import load
     from vfm_inverse.flow_map import FlowMap
-    from vfm_inverse.labelled import to_xarray
+    from vfm_inverse.labelled import summary, to_xarray
     from vfm_inverse.likelihood import Likelihood
     from vfm_inverse.posterior import VariationalFlowMap
     from vfm_inverse.problem import InverseProblem
@@ -34,6 +34,7 @@ __all__ = [
     "load",
     "operators",
     "problems",
+    "summary",
     "to_xarray",
 ]
 
@@ -50,6 +51,7 @@ _HOME = {
     "VariationalFlowMap": "posterior",
     "fit": "training",
     "load": "checkpoint",
+    "summary": "labelled",
     "to_xarray": "labelled",
 }
 _SUBMODULES = frozenset({"calibration", "correction", "operators", "problems"})

@@ -92,15 +92,18 @@ def sample(args: argparse.Namespace) -> int:
     from vfm_inverse.streaming import sample_to_netcdf
     from vfm_inverse.training import resolve_device
 
+    quantiles = quantiles_of(args)
     check_output(args.out, args.folder, args.observation)
     vfm, problem = open_run(args.folder, resolve_device(args.device))
     y, params, labels = read_observation(args.observation, problem)
     given: dict[str, Any] = {"params": params, "seed": args.seed, "observation": labels}
+    given |= {"quantiles": quantiles, "keep_draws": args.draws}
     sample_to_netcdf(vfm, problem, y, args.num_draws, args.out, **given)
     done = {"draws": args.num_draws, "observations": len(y), "file": str(args.out)}
     if args.json:
         return emit(done | shown_standing(vfm))
-    say(f"{done['draws']} draws for {done['observations']} observation(s) in {done['file']}")
+    what = "draws" if quantiles is None else "draws, summarised,"
+    say(f"{done['draws']} {what} for {done['observations']} observation(s) in {done['file']}")
     say(f"calibration of the map: {standing(vfm)[0]}")
     return 0
 
@@ -108,11 +111,12 @@ def sample(args: argparse.Namespace) -> int:
 def correct(args: argparse.Namespace) -> int:
     """``vfm-inverse correct``."""
     from vfm_inverse.correction import auto
-    from vfm_inverse.labelled import save_netcdf, to_xarray
+    from vfm_inverse.labelled import save_netcdf, summary, to_xarray
     from vfm_inverse.observations import read_observation
     from vfm_inverse.runs import check_output, open_run
     from vfm_inverse.training import resolve_device
 
+    quantiles = quantiles_of(args)
     check_output(args.out, args.folder, args.observation)
     vfm, problem = open_run(args.folder, resolve_device(args.device))
     y, params, labels = read_observation(args.observation, problem)
@@ -121,6 +125,8 @@ def correct(args: argparse.Namespace) -> int:
     draws = to_xarray(
         ensemble, problem, y, params=params, provenance=provenance, observation=labels
     )
+    if quantiles is not None:
+        draws = summary(draws, quantiles, keep_draws=args.draws)
     save_netcdf(draws, args.out)
     satisfied = int(ensemble.diagnostics["satisfied"].sum())
     done = {
@@ -265,6 +271,17 @@ def conclude(args: argparse.Namespace, checked: Dataset, folder: Path) -> int:
     say(f"energy score    {result['energy_score']:.4g}")
     say(f"written to      {folder}")
     return 0
+
+
+def quantiles_of(args: argparse.Namespace) -> tuple[float, ...] | None:
+    """Levels of the summary that was asked for, None where the draws were."""
+    from vfm_inverse.summaries import QUANTILES, levels
+
+    if args.summary:
+        return levels(QUANTILES if args.quantiles is None else args.quantiles)
+    if args.draws or args.quantiles is not None:
+        raise ValueError("'--draws' and '--quantiles' go with '--summary'; it is missing")
+    return None
 
 
 def shown_standing(vfm: VariationalFlowMap) -> dict[str, str]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vfm_inverse.adapter import NoiseAdapter
     from vfm_inverse.checkpoint import load
     from vfm_inverse.flow_map import FlowMap
+    from vfm_inverse.inference_data import to_arviz
     from vfm_inverse.labelled import summary, to_xarray
     from vfm_inverse.likelihood import Likelihood
     from vfm_inverse.posterior import VariationalFlowMap
@@ -35,6 +36,7 @@ __all__ = [
     "operators",
     "problems",
     "summary",
+    "to_arviz",
     "to_xarray",
 ]
 
@@ -52,6 +54,7 @@ _HOME = {
     "fit": "training",
     "load": "checkpoint",
     "summary": "labelled",
+    "to_arviz": "inference_data",
     "to_xarray": "labelled",
 }
 _SUBMODULES = frozenset({"calibration", "correction", "operators", "problems"})

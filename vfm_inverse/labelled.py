@@ -38,6 +38,7 @@ from vfm_inverse.checks import inner
 from vfm_inverse.correction.ensemble import Ensemble
 from vfm_inverse.labels import (
     BATCH,
+    CHAINS,
     DRAW,
     ERROR_STD,
     OBSERVED,
@@ -86,8 +87,9 @@ def to_xarray(
         ValueError: shapes do not fit the problem.
     """
     further: dict[str, Any] = {}
+    chains = 1
     if isinstance(draws, Ensemble):
-        further, draws = draws.variables(DRAW, BATCH), draws.samples
+        further, chains, draws = draws.variables(DRAW, BATCH), draws.chains, draws.samples
     draws = real_tensor(draws, "draws")
     labels, lead = problem.field_labels, draws.dim() - len(problem.field_shape)
     if lead not in (1, 2) or draws.shape[lead:] != problem.field_shape:
@@ -113,6 +115,8 @@ def to_xarray(
         data = _observation(y, given, problem)
         # A field and its data may share dimensions, which then have to be the same.
         dataset = dataset.merge(data, join="exact", compat="equals")
+    if chains > 1:
+        provenance = {CHAINS: chains, **(provenance or {})}
     return _finished(dataset, problem, observation, num, _plain(provenance or {}))
 
 

@@ -26,6 +26,7 @@ from vfm_inverse.calls import checked
 from vfm_inverse.card import problem_fingerprint
 from vfm_inverse.checks import resolve_device
 from vfm_inverse.config import check_keys
+from vfm_inverse.cost import in_words, require_batch
 from vfm_inverse.files import locked
 from vfm_inverse.objective import PRESETS, Objective
 from vfm_inverse.posterior import VariationalFlowMap
@@ -108,6 +109,7 @@ def fit(
 
     Raises:
         FloatingPointError: a term of the loss is not finite; the last good checkpoint is kept.
+        MemoryError: a step needs more memory than there is.
         OSError: a file cannot be written, or another process trains into the folder.
         ValueError: an argument makes no sense, or the run to resume is another one; nothing was
             written then.
@@ -137,6 +139,7 @@ def train(
     run = Run(
         vfm, Objective(vfm, **given["objective"]), given["learning_rate"], given["weight_decay"]
     )
+    memory = require_batch(run.objective, problem, batch_size)
     identity: dict[str, Any] = {}
     if folder is not None:
         identity = {
@@ -159,9 +162,8 @@ def train(
 
     milestones = {round(steps * (i + 1) / validations) for i in range(validations)}
     switch = round(steps * run.objective.adapter_share)
-    bar = tqdm(
-        total=steps, initial=run.step, disable=not given["progress"], desc="fit", unit="step"
-    )
+    words, quiet = f"fit ({in_words(memory)} of memory)", not given["progress"]
+    bar = tqdm(total=steps, initial=run.step, disable=quiet, desc=words, unit="step")
     with bar, seeded(seed), csv_log(folder, ("step", *run.objective.names), run.history) as write:
         while run.step < steps:
             reseed((seed * 1_000_003 + run.step + 1) % 2**63)

@@ -57,6 +57,9 @@ def build_parser(subcommands: Mapping[str, Callable[..., int]]) -> argparse.Argu
 
     add("problems", "List the problems that come with the package.")
 
+    sub = add("inspect", "Say what a run, a data file or a settings file is, in ten lines.")
+    sub.add_argument("path", type=Path, metavar="RUN|FILE|CONFIG.toml", help="what to look at")
+
     # Without defaults: what the command line leaves out, the settings file may say.
     unset = compute(seed=None, device=None)
     sub = add("train", "Train a map and check its calibration.", unset)

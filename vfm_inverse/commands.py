@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vfm_inverse.card import standing
-from vfm_inverse.config import RunConfig, check_keys, read_config
+from vfm_inverse.config import RunConfig, check_config, read_config
 from vfm_inverse.console import emit, say
-from vfm_inverse.settings import check_settings
 
 if TYPE_CHECKING:
     from xarray import Dataset
@@ -45,22 +44,10 @@ def train(args: argparse.Namespace) -> int:
 
     from vfm_inverse import problems, runs
     from vfm_inverse.build import build
-    from vfm_inverse.calibration import calibrate as check_calibration
     from vfm_inverse.files import locked
-    from vfm_inverse.objective import Objective
     from vfm_inverse.training import fit
 
-    check_keys("model", config.model, build, reserved=["problem"])
-    ours = ["vfm", "problem", "checkpoint_dir", "resume", "progress"]
-    check_keys("fit", config.fit, fit, reserved=ours)
-    ours = ["posterior_fn", "problem", "quantities", "seed", "provenance", "progress"]
-    check_keys("calibration", config.calibration, check_calibration, reserved=ours)
-    for section in ("model", "fit", "calibration"):
-        check_settings(section, getattr(config, section), section)
-    if isinstance(terms := config.fit.get("objective"), dict):
-        check_keys("fit.objective", terms, Objective, reserved=["vfm"])
-        check_settings("objective", terms, "fit.objective")
-
+    check_config(config)
     with locked(args.out):
         goes_on = (args.out / runs.STATE).exists()
         if args.resume:
@@ -208,8 +195,21 @@ def demo(args: argparse.Namespace) -> int:
     return emit(figures) if args.json else 0
 
 
+def inspect(args: argparse.Namespace) -> int:
+    """``vfm-inverse inspect``."""
+    from vfm_inverse.inspection import in_lines, inspect_path
+
+    found = inspect_path(args.path)
+    if args.json:
+        return emit(found)
+    for line in in_lines(args.path, found):
+        say(line)
+    return 0
+
+
 SUBCOMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "problems": list_problems,
+    "inspect": inspect,
     "train": train,
     "sample": sample,
     "correct": correct,

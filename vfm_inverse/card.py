@@ -77,6 +77,7 @@ class Card:
         valid_range: smallest and largest number of ``y`` and of each parameter in the check.
         false_alarm: probability with which a call warns although its observations are in range.
         version: of the package.
+        training: what came of the training, in a sentence; empty where that is not known.
         grades: aspect, grade and size of each of :func:`vfm_inverse.calibration.grades`; none in
             a card of an older version.
     """
@@ -97,6 +98,7 @@ class Card:
     valid_range: dict[str, list[float]]
     false_alarm: float
     version: str
+    training: str = ""
     grades: list[list[str]] = field(default_factory=list)
 
     def to_json(self) -> str:
@@ -142,6 +144,7 @@ class Card:
 
 KINDS: dict[str, Any] = {
     **dict.fromkeys(("verdict", "reason", "split", "problem", "physics", "version"), str),
+    "training": str,
     **dict.fromkeys(("physics_sha256", "data_sha256", "weights_sha256"), str),
     **dict.fromkeys(("num_simulations", "num_draws", "seed"), int),
     **dict.fromkeys(("alpha", "false_alarm"), (int, float)),
@@ -199,6 +202,7 @@ def certify(vfm: VariationalFlowMap, problem: InverseProblem, report: xr.Dataset
         },
         false_alarm=FALSE_ALARM,
         version=__version__,
+        training=vfm.training_note or "",
         grades=[list(one) for one in grades(report)],
     )
     return vfm.card

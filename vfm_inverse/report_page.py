@@ -68,7 +68,8 @@ TEXTS = {
     ),
     "history": (
         "Training",
-        "Terms of the loss and health figures along training, with a running median.",
+        "The energy score on held-out simulations along training, with that of the start as a "
+        "line; terms of the loss and health figures, with a running median.",
         "A term that still falls: train longer. A dispersion far above one: the adapter is "
         "collapsing.",
     ),

@@ -97,7 +97,8 @@ def test_help_does_not_wait_for_torch() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["problems", "train", "sample", "calibrate", "report", "verify", "demo"]
+    "command",
+    ["problems", "inspect", "train", "sample", "calibrate", "report", "verify", "demo"],
 )
 def test_every_subcommand_has_help_and_json(
     command: str, capsys: pytest.CaptureFixture[str]

@@ -13,7 +13,7 @@ from typing import Any
 from vfm_inverse import __version__
 from vfm_inverse.settings import COUNT, SETTINGS, Setting
 
-__all__ = ["build_parser", "parsed"]
+__all__ = ["build_parser", "numbers", "parsed"]
 
 
 def build_parser(subcommands: Mapping[str, Callable[..., int]]) -> argparse.ArgumentParser:
@@ -56,6 +56,9 @@ def build_parser(subcommands: Mapping[str, Callable[..., int]]) -> argparse.Argu
         return sub
 
     add("problems", "List the problems that come with the package.")
+
+    sub = add("inspect", "Say what a run, a data file or a settings file is, in ten lines.")
+    sub.add_argument("path", type=Path, metavar="RUN|FILE|CONFIG.toml", help="what to look at")
 
     # Without defaults: what the command line leaves out, the settings file may say.
     unset = compute(seed=None, device=None)
@@ -100,6 +103,18 @@ def build_parser(subcommands: Mapping[str, Callable[..., int]]) -> argparse.Argu
         sub.add_argument(
             "--out", type=Path, required=True, metavar="POST.nc", help="file to write"
         )
+        sub.add_argument(
+            "--summary",
+            action="store_true",
+            help="write mean, standard deviation and quantiles instead of the draws",
+        )
+        sub.add_argument(
+            "--quantiles",
+            type=numbers,
+            metavar="LEVEL,...",
+            help="levels of the summary's quantiles (default: 0.05,0.5,0.95)",
+        )
+        sub.add_argument("--draws", action="store_true", help="write the draws too")
 
     sub = add("calibrate", "Check the calibration of a trained map.", compute())
     sub.add_argument("folder", type=Path, metavar="RUN", help="folder of a trained run")
@@ -141,6 +156,16 @@ def build_parser(subcommands: Mapping[str, Callable[..., int]]) -> argparse.Argu
         help="optimiser steps, for a shorter or longer demo",
     )
     return parser
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Argparse type: numbers between commas."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"must be numbers between commas; got {text!r:.40}"
+        ) from error
 
 
 def parsed(setting: Setting, text: str) -> Any:

@@ -14,6 +14,7 @@ import vfm_inverse as vi
 from vfm_inverse import calibration, problems
 from vfm_inverse.card import Card, certify
 from vfm_inverse.problem import InverseProblem
+from vfm_inverse.report import write_report
 from vfm_inverse.training import fit
 from vfm_inverse.training_summary import training_summary
 
@@ -47,8 +48,13 @@ def test_a_start_that_is_exact_is_kept_and_headlines_card_and_file(
     assert "the start is the exact posterior. Nothing is left to try" in summary["sentence"]
     loaded = vi.load(tmp_path / "model.safetensors", warn=False)
     assert loaded.training_note == vfm.training_note
-    card = certify(loaded, problem, calibration.calibrate(loaded, problem, 40, 19, seed=0))
+    checked = calibration.calibrate(loaded, problem, 40, 19, seed=0)
+    card = certify(loaded, problem, checked)
     assert card.training == summary["sentence"]
+    checked.attrs["calibration_card"] = card.to_json()
+    page = write_report(tmp_path / "report.html", checked).read_text()
+    headline = page.index("<strong>The start was kept, training gained nothing:</strong>")
+    assert headline < page.index("What may be trusted")
     text = card.to_json()
     assert Card.from_json(text) == card
     older = text.replace(f', "training": "{card.training}"', "")

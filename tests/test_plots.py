@@ -299,6 +299,20 @@ def test_training_history_reads_rows_and_files_alike(tmp_path: Path) -> None:
         plots.training_history([])
 
 
+def test_training_history_shows_the_held_out_score_with_that_of_the_start(tmp_path: Path) -> None:
+    rows = [{"step": 0, "validation": 0.5, "seconds": 1.0}]
+    rows += [{"step": i, "loss": 1.0, "seconds": 2.0} for i in (10, 20, 30)]
+    rows[2] |= {"validation": 0.4}
+    figure = plots.training_history(rows)
+    score, loss = figure.axes
+    titles = [panel.get_title("left") for panel in figure.axes]
+    assert titles == ["held-out energy score", "loss"]
+    np.testing.assert_allclose(score.lines[0].get_xydata(), [[0, 0.5], [20, 0.4]])
+    np.testing.assert_allclose(score.lines[1].get_ydata(), 0.5)
+    np.testing.assert_allclose(loss.lines[0].get_xdata(), [10, 20, 30])
+    picture(figure, tmp_path)
+
+
 def test_matplotlib_waits_for_the_first_figure_and_pyplot_is_left_alone() -> None:
     code = (
         "import sys, vfm_inverse.plots, vfm_inverse.gallery, vfm_inverse.report\n"

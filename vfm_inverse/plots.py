@@ -245,9 +245,14 @@ def calibration_maps(report: xr.Dataset, level: float = 0.9) -> Figure:
     return figure
 
 
+TITLES = {"validation": "held-out energy score", "learning_rate": "learning rate"}
+"""Names of the columns of a log that are not plain words."""
+
+
 @styled
 def training_history(history: str | Path | Iterable[Mapping[str, Any]]) -> Figure:
-    """Loss terms and health figures of a training run, a panel each, with a running median.
+    """Loss terms and health figures of a training run, a panel each, with a running median; first
+    the score on held-out simulations, ``validation``, with that of the start as a line.
 
     Args:
         history: Path of a ``log.csv``, or the rows that ``fit`` returns, with a column ``step``.
@@ -262,23 +267,34 @@ def training_history(history: str | Path | Iterable[Mapping[str, Any]]) -> Figur
         rows = list(history)
     if not rows or "step" not in rows[0]:
         raise ValueError("'history' must hold rows with a column 'step'; got none")
-    table = {name: np.array([_number(row.get(name)) for row in rows]) for name in rows[0]}
-    step = table.pop("step")
+    names = dict.fromkeys(name for row in rows for name in row)
+    # How long it took is no panel, and the score decides: it comes first.
+    shown = [name for name in names if name not in ("step", "seconds", "validation")]
+    shown = ["validation"] * ("validation" in names) + shown
+    step = np.array([_number(row.get("step")) for row in rows])
+    table = {name: np.array([_number(row.get(name)) for row in rows]) for name in shown}
     columns = _columns(len(table))
     height = -(-len(table) // columns)
     size = (2.0 * columns + 0.4, 1.5 * height + 0.4)
     figure, axes = new_figure(size, height, columns, sharex=True)
-    window = max(1, len(step) // 20)
-    for panel, (name, values) in zip(axes, table.items(), strict=False):
-        around = [values[max(0, i - window) : i + window + 1] for i in range(len(values))]
-        smooth = np.array([np.median(part) for part in around])
-        panel.plot(step, values, color=BLUE, lw=0.7, alpha=0.35)
-        panel.plot(step, smooth, color=BLUE, lw=1.5)
-        positive = np.isfinite(values).all() and values.min() > 0
-        if positive and values.max() > 100 * values.min():
+    for panel, (name, column) in zip(axes, table.items(), strict=False):
+        known = ~np.isnan(column)
+        at, values = step[known], column[known]
+        if name == "validation":
+            panel.plot(at, values, color=BLUE, lw=1.5, marker="o", ms=2.5)
+            if len(values) and at[0] == 0:
+                panel.axhline(values[0], color=GREY, lw=0.8, ls="--")
+        else:
+            window = max(1, len(at) // 20)
+            around = [values[max(0, i - window) : i + window + 1] for i in range(len(values))]
+            smooth = np.array([np.median(part) for part in around])
+            panel.plot(at, values, color=BLUE, lw=0.7, alpha=0.35)
+            panel.plot(at, smooth, color=BLUE, lw=1.5)
+        positive = len(values) > 0 and np.isfinite(values).all() and values.min() > 0
+        if positive and name != "learning_rate" and values.max() > 100 * values.min():
             panel.set_yscale("log")
             panel.tick_params(axis="y", which="minor", labelleft=False)
-        panel.set_title(name, fontsize=9)
+        panel.set_title(TITLES.get(name, name), fontsize=9)
         panel.grid(True)
     for panel in axes[len(table) :]:
         panel.remove()

@@ -70,10 +70,12 @@ def picture(path: str | Path, grey: bool | None = None) -> np.ndarray:
 def _decoded(path: Path) -> np.ndarray:
     from PIL import Image
 
-    with Image.open(path) as picture:
-        if picture.mode in ("F", "I;16", "L", "RGB"):
-            return np.asarray(picture)
-        return np.asarray(picture.convert("L" if picture.mode in ("1", "LA") else "RGB"))
+    with Image.open(path) as opened:
+        picture: Image.Image = opened
+        if picture.mode not in ("F", "I;16", "L", "RGB"):
+            picture = picture.convert("L" if picture.mode in ("1", "LA") else "RGB")
+        values = np.asarray(picture)
+    return values if values.ndim == 2 else np.moveaxis(values, -1, 0)
 
 
 def _scaled(values: np.ndarray) -> np.ndarray:

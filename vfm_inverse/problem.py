@@ -12,7 +12,7 @@ what comes in, and the names and units that labelled output needs.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 import xarray as xr
@@ -35,15 +35,13 @@ from vfm_inverse.checks import (
     check_type,
     resolve_device,
 )
+from vfm_inverse.config import Recipe
 from vfm_inverse.labels import AxisLabels
 from vfm_inverse.observation_model import ObservationModel
 from vfm_inverse.priors import LabelledPrior, LogPrior, Prior, moments, samplers
 from vfm_inverse.randomness import seeded
 from vfm_inverse.simulation import Simulations, SimulationWarning, stream_of
 from vfm_inverse.supports import support_of, transform_of
-
-if TYPE_CHECKING:
-    from vfm_inverse.config import Recipe
 
 __all__ = ["InverseProblem", "SimulationWarning"]
 
@@ -201,6 +199,11 @@ class InverseProblem:
         """Shape of one observation."""
         assert self._model.shape is not None  # the constructor learnt it
         return self._model.shape
+
+    @property
+    def num_prior_samples(self) -> int | None:
+        """Samples that training draws from; None where it never sees one twice."""
+        return self._samplers["train"].size
 
     @property
     def dims(self) -> tuple[str, ...]:

@@ -278,6 +278,7 @@ def _of_settings(path: Path) -> dict[str, Any]:
 
 
 def _problem_of(path: Path, config: Any) -> Any:
-    from vfm_inverse import problems
+    from vfm_inverse.config import Recipe
+    from vfm_inverse.recipes import make_problem
 
-    return problems.load(config.problem, **config.problem_kwargs)
+    return make_problem(Recipe(config.problem, path.absolute().parent))

@@ -35,6 +35,7 @@ from vfm_inverse.checks import (
     check_type,
     resolve_device,
 )
+from vfm_inverse.config import Recipe
 from vfm_inverse.labels import AxisLabels
 from vfm_inverse.observation_model import ObservationModel
 from vfm_inverse.priors import LabelledPrior, LogPrior, Prior, moments, samplers
@@ -90,6 +91,7 @@ class InverseProblem:
         physics: as given, a copy of it where it computes in another type, or None.
         device, dtype: of the draws.
         simulations: finite ones, and a count of those left out.
+        recipe: how it is made from a settings file, if it was (:mod:`vfm_inverse.recipes`).
 
     Raises:
         TypeError: an argument is of no kind listed above.
@@ -130,6 +132,7 @@ class InverseProblem:
         self.name = name
         self.kwargs = dict(kwargs or {})
         self.rebuild: Callable[[], InverseProblem] | None = None
+        self.recipe: Recipe | None = None
         self.device = torch.device("cpu")
         self.transform = transform_of(prior) if transform is None else transform
         self.support = None if transform is not None else support_of(prior)

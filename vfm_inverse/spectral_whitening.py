@@ -98,7 +98,7 @@ class SpectralWhitening(Whitening):
         # Few samples make a ragged spectrum: lean on the neighbours then, on the data otherwise.
         weight = 10.0 / (samples.shape[0] + 10.0)
         log_power = torch.maximum(power, FLOOR * power.amax(space, keepdim=True)).log()
-        smooth = _smoothed(log_power)
+        smooth = smoothed(log_power)
         self.amplitude = (0.5 * ((1 - weight) * log_power + weight * smooth)).exp()
         if 1 < len(power) <= MIXED:
             self._mix(coefficients)
@@ -115,7 +115,7 @@ class SpectralWhitening(Whitening):
         correlation = (units.mT @ units).unflatten(0, self.inner_shape[1:])
         weight = 10.0 / (num + 10.0)
         moved = correlation.movedim((-2, -1), (0, 1)).flatten(0, 1)
-        moved = (1 - weight) * moved + weight * _smoothed(moved)
+        moved = (1 - weight) * moved + weight * smoothed(moved)
         correlation = moved.unflatten(0, (channels, channels)).movedim((0, 1), (-2, -1)).double()
         size = self.amplitude.movedim(0, -1).double()
         own = torch.eye(channels, dtype=torch.bool, device=correlation.device)
@@ -168,7 +168,7 @@ class SpectralWhitening(Whitening):
         return self.from_modes(self.modes(x) / self.amplitude.flatten())
 
 
-def _smoothed(values: Tensor) -> Tensor:
+def smoothed(values: Tensor) -> Tensor:
     """Means over neighbouring frequencies, ``(C, *space)``."""
     pool = POOLS[values.dim() - 1]
     return pool(values[None], 3, stride=1, padding=1, count_include_pad=False)[0]

@@ -352,17 +352,19 @@ class TruncatedOperatorStart(LinearStart, SharedBasis):
 
         values, basis = leading(product, like, max_rank)
         keep = values > 1e-6 * values[0]
+        basis = basis[:, keep]
         signs = torch.randint(2, (AVERAGED, whitening.dim)).to(like) * 2 - 1
-        trace = (signs * product(signs)).sum(1).double().mean()
+        others = signs - (signs @ basis) @ basis.T
+        rest = (others * product(others)).sum(1).double().mean().clamp_min(0)
         field = whitening.color(signs[:1])
         own = {name: value[:num] for name, value in params.items()}
         data = apply(self._physics, field.expand(num, *field.shape[1:]), own)
         if fixed:
             first = {name: value[:1] for name, value in params.items()}
-            level = noise_level(self._likelihood, first, values)
-            self.strength = (values[keep] * level.square().squeeze()).to(like)
-        rest = (trace - values[keep].sum()).clamp_min(0)
-        return basis[:, keep], rest, float((data != 0).sum() / num)
+            square = noise_level(self._likelihood, first, values).square().squeeze()
+            self.strength = (values[keep] * square).to(like)
+            rest = rest * square / self.noise.square().squeeze()
+        return basis, rest, float((data != 0).sum() / num)
 
     def forward(self, y: Tensor, params: Mapping[str, Tensor]) -> ContractedNormal:
         """The Gaussian posterior of observations ``(n, *obs)``."""

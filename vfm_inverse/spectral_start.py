@@ -26,6 +26,7 @@ from torch import Tensor
 from vfm_inverse.gaussian import ContractedNormal
 from vfm_inverse.matrix_free import apply, chunks, noise_level
 from vfm_inverse.operator_start import LinearStart
+from vfm_inverse.scaling import over
 from vfm_inverse.spectral_whitening import SpectralWhitening, smoothed
 
 __all__ = ["CosineModes", "SpectralStart"]
@@ -94,13 +95,16 @@ class SpectralStart(LinearStart):
         pull = self.products(white, draws)
         # Of the white field, without the prior's spectrum.
         gain = signs * whitening.modes(pull) / amplitude
-        strength = amplitude.square() * self._settled(gain).clamp_min(0)
+        # A field whose data are about white: every datum counts alike.
+        rough = (amplitude.square() * gain.mean(0)).clamp_min(0)
+        self.probe = whitening.from_modes(signs[0] / (1 + rough).sqrt())
+        squares = self._squares(draws, amplitude)
+        self.level = squares.mean()
+        factor = (squares / self.level.clamp_min(torch.finfo(squares.dtype).tiny)).unsqueeze(1)
+        strength = amplitude.square() * self._settled(over(gain, factor)).clamp_min(0)
         self.order = strength.argsort(descending=True)
         self.strength = strength[self.order]
         self._rank = min(max_rank, max(1, int((strength > INFORMED).sum())))
-        # Whose data are about white: every datum counts alike.
-        self.probe = whitening.from_modes(signs[0] / (1 + strength).sqrt())
-        self.level = self._squares(draws, amplitude).mean()
 
     def _settled(self, gain: Tensor) -> Tensor:
         """Mean of estimates ``(n, d)``, drawn to that of the neighbours as far as chance explains

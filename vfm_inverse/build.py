@@ -85,7 +85,8 @@ def build(
         depth: residual blocks (MLP, default 3) or halvings (U-Net, by the field's size).
         max_rank: most informed directions kept with many data of a varying operator, and in a
             regression.
-        num_simulations: simulations that whitening, start and features are fitted on.
+        num_simulations: simulations that whitening, start and features are fitted on; the
+            whitening of a prior given by fewer samples on all of these.
         seed: fixes simulations and initial weights.
 
     Raises:
@@ -128,7 +129,10 @@ def build(
     with seeded(seed), torch.no_grad():
         x, y, params = problem.simulate(num_simulations)
         if isinstance(whitening, str):
-            free = x if problem.transform is None else problem.transform.inv(x)
+            # A sample that was drawn ten times still is one sample.
+            held = problem.held_fields(num_simulations)
+            free = x if held is None else held
+            free = free if problem.transform is None else problem.transform.inv(free)
             whitening = fit_whitening(free, whitening, problem.prior_moments())
         whitening = whitening.to(x)
         whitening.transform, whitening.support = problem.transform, problem.support

@@ -223,6 +223,12 @@ class InverseProblem:
         with seeded(stream_of(seed, split)):
             return self._sample_prior(num, split)
 
+    def held_fields(self, most: int) -> Tensor | None:
+        """The training fields ``(n, *field_shape)`` of a prior given by samples, each once;
+        ``None`` where it draws new ones, or has more than ``most``."""
+        held = self._samplers["train"].held(most)
+        return None if held is None else held.to(self.device)
+
     def sample_params(self, num: int, *, seed: int | None = None) -> Params:
         """Draw parameters, each ``(num, *shape)``; an empty dict where the problem has none."""
         num = check_integer(num, "num", 1)

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from vfm_inverse import __version__
-from vfm_inverse.settings import SETTINGS, Setting
+from vfm_inverse.settings import COUNT, SETTINGS, Setting
 
-__all__ = ["build_parser", "whole"]
+__all__ = ["build_parser", "numbers", "parsed"]
 
 
 def build_parser(subcommands: Mapping[str, Callable[..., int]]) -> argparse.ArgumentParser:
@@ -34,7 +34,7 @@ def build_parser(subcommands: Mapping[str, Callable[..., int]]) -> argparse.Argu
     output.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     def setting(function: str, name: str) -> Callable[[str], int]:
-        return lambda text: whole(SETTINGS[function][name], text)
+        return lambda text: parsed(SETTINGS[function][name], text)
 
     number = setting("sample", "seed")
 
@@ -57,12 +57,24 @@ def build_parser(subcommands: Mapping[str, Callable[..., int]]) -> argparse.Argu
 
     add("problems", "List the problems that come with the package.")
 
+    sub = add("inspect", "Say what a run, a data file or a settings file is, in ten lines.")
+    sub.add_argument("path", type=Path, metavar="RUN|FILE|CONFIG.toml", help="what to look at")
+
     # Without defaults: what the command line leaves out, the settings file may say.
     unset = compute(seed=None, device=None)
     sub = add("train", "Train a map and check its calibration.", unset)
     sub.add_argument("target", metavar="PROBLEM|CONFIG.toml", help="problem or settings")
     sub.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder of the run")
-    sub.add_argument("--steps", type=setting("fit", "steps"), help="optimiser steps")
+    sub.add_argument(
+        "--steps",
+        type=setting("fit", "steps"),
+        help="optimiser steps, or 'auto' (default): until the held-out score stalls",
+    )
+    sub.add_argument(
+        "--minutes",
+        type=setting("fit", "minutes"),
+        help="computing time after which 'auto' ends in any case",
+    )
     sub.add_argument(
         "--batch-size", type=setting("fit", "batch_size"), help="simulations per step"
     )
@@ -91,6 +103,18 @@ def build_parser(subcommands: Mapping[str, Callable[..., int]]) -> argparse.Argu
         sub.add_argument(
             "--out", type=Path, required=True, metavar="POST.nc", help="file to write"
         )
+        sub.add_argument(
+            "--summary",
+            action="store_true",
+            help="write mean, standard deviation and quantiles instead of the draws",
+        )
+        sub.add_argument(
+            "--quantiles",
+            type=numbers,
+            metavar="LEVEL,...",
+            help="levels of the summary's quantiles (default: 0.05,0.5,0.95)",
+        )
+        sub.add_argument("--draws", action="store_true", help="write the draws too")
 
     sub = add("calibrate", "Check the calibration of a trained map.", compute())
     sub.add_argument("folder", type=Path, metavar="RUN", help="folder of a trained run")
@@ -128,16 +152,26 @@ def build_parser(subcommands: Mapping[str, Callable[..., int]]) -> argparse.Argu
     )
     sub.add_argument(
         "--steps",
-        type=setting("fit", "steps"),
+        type=lambda text: parsed(COUNT, text),
         help="optimiser steps, for a shorter or longer demo",
     )
     return parser
 
 
-def whole(setting: Setting, text: str) -> int:
-    """Argparse type: an integer in the range of a setting."""
+def numbers(text: str) -> tuple[float, ...]:
+    """Argparse type: numbers between commas."""
     try:
-        value: int = setting.check("", int(text))
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"must be numbers between commas; got {text!r:.40}"
+        ) from error
+
+
+def parsed(setting: Setting, text: str) -> Any:
+    """Argparse type: a number in the range of a setting, or one of its words."""
+    try:
+        value = setting.check("", text if text in setting.words else setting.kind(text))
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"must be {setting}; got {text!r:.40}") from error
     return value

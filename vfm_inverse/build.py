@@ -131,7 +131,7 @@ def build(
         if isinstance(whitening, str):
             # A sample that was drawn ten times still is one sample.
             held = problem.held_fields(num_simulations)
-            free = x if held is None else held
+            free = x if held is None else held.to(x)
             free = free if problem.transform is None else problem.transform.inv(free)
             whitening = fit_whitening(free, whitening, problem.prior_moments())
         whitening = whitening.to(x)

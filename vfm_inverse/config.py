@@ -30,7 +30,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-__all__ = ["RunConfig", "check_keys", "read_config"]
+from vfm_inverse.settings import check_settings
+
+__all__ = ["RunConfig", "check_config", "check_keys", "read_config"]
 
 SECTIONS = ("problem", "model", "fit", "calibration")
 
@@ -111,6 +113,29 @@ def check_keys(
     parameters = inspect.signature(function).parameters.values()
     accepted = [p.name for p in parameters if p.kind in named and p.name not in taken]
     _refuse_unknown(f"key in [{section}]", given, accepted)
+
+
+def check_config(config: RunConfig) -> None:
+    """Refuse settings that nothing would read, or that are out of range, before anything begins.
+
+    Raises:
+        ValueError: the message names section and key.
+    """
+    from vfm_inverse.build import build
+    from vfm_inverse.calibration import calibrate
+    from vfm_inverse.objective import Objective
+    from vfm_inverse.training import fit
+
+    check_keys("model", config.model, build, reserved=["problem"])
+    ours = ["vfm", "problem", "checkpoint_dir", "resume", "progress", "callbacks"]
+    check_keys("fit", config.fit, fit, reserved=ours)
+    ours = ["posterior_fn", "problem", "quantities", "seed", "provenance", "progress"]
+    check_keys("calibration", config.calibration, calibrate, reserved=ours)
+    for section in ("model", "fit", "calibration"):
+        check_settings(section, getattr(config, section), section)
+    if isinstance(terms := config.fit.get("objective"), dict):
+        check_keys("fit.objective", terms, Objective, reserved=["vfm"])
+        check_settings("objective", terms, "fit.objective")
 
 
 def _refuse_unknown(what: str, given: Iterable[str], known: Iterable[str]) -> None:

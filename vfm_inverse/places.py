@@ -15,12 +15,10 @@ import numpy as np
 import xarray as xr
 
 from vfm_inverse.arrays import real_array
+from vfm_inverse.table_columns import LATITUDES, LONGITUDES
 from vfm_inverse.units import converted, duration, same_units
 
 __all__ = ["meaning", "positions"]
-
-LATITUDES = ("lat", "latitude", "lats", "latitudes", "nav_lat")
-LONGITUDES = ("lon", "longitude", "lons", "longitudes", "long", "lng", "nav_lon")
 
 
 def meaning(name: Hashable, attrs: Mapping[Any, Any]) -> str | None:

@@ -169,6 +169,11 @@ class Sampler:
         _check_finite(x)
         return x
 
+    @property
+    def size(self) -> int | None:
+        """Samples that there are; None where each draw is a new one."""
+        return len(self.source) if isinstance(self.source, Tensor | LabelledPrior) else None
+
     def held(self, most: int) -> Tensor | None:
         """All samples ``(n, *event)``, each once, where they are given and at most ``most``."""
         source = self.source

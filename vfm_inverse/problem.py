@@ -198,6 +198,11 @@ class InverseProblem:
         return self._model.shape
 
     @property
+    def num_prior_samples(self) -> int | None:
+        """Samples that training draws from; None where it never sees one twice."""
+        return self._samplers["train"].size
+
+    @property
     def dims(self) -> tuple[str, ...]:
         """Names of the field's axes, without a channel of size one."""
         return self.field_labels.dims
@@ -224,10 +229,8 @@ class InverseProblem:
             return self._sample_prior(num, split)
 
     def held_fields(self, most: int) -> Tensor | None:
-        """The training fields ``(n, *field_shape)`` of a prior given by samples, each once;
-        ``None`` where it draws new ones, or has more than ``most``."""
-        held = self._samplers["train"].held(most)
-        return None if held is None else held.to(self.device)
+        """The samples ``(n, *field_shape)`` that training draws from, if at most ``most``."""
+        return self._samplers["train"].held(most)
 
     def sample_params(self, num: int, *, seed: int | None = None) -> Params:
         """Draw parameters, each ``(num, *shape)``; an empty dict where the problem has none."""
@@ -340,8 +343,7 @@ class InverseProblem:
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> Self:
-        """Move prior samples and physics, and compute in another type; draws are on ``device`` and
-        of ``dtype`` from then on."""
+        """Move prior samples and physics to ``device``; compute and draw in ``dtype`` then."""
         self.device = self.device if device is None else resolve_device(device)
         for sampler in self._samplers.values():
             sampler.to(self.device, dtype)

@@ -231,6 +231,10 @@ class InverseProblem:
         with seeded(stream_of(seed, split)):
             return self._sample_prior(num, split)
 
+    def held_fields(self, most: int) -> Tensor | None:
+        """The samples ``(n, *field_shape)`` that training draws from, if at most ``most``."""
+        return self._samplers["train"].held(most)
+
     def sample_params(self, num: int, *, seed: int | None = None) -> Params:
         """Draw parameters, each ``(num, *shape)``; an empty dict where the problem has none."""
         num = check_integer(num, "num", 1)
@@ -342,8 +346,7 @@ class InverseProblem:
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> Self:
-        """Move prior samples and physics, and compute in another type; draws are on ``device`` and
-        of ``dtype`` from then on."""
+        """Move prior samples and physics to ``device``; compute and draw in ``dtype`` then."""
         self.device = self.device if device is None else resolve_device(device)
         for sampler in self._samplers.values():
             sampler.to(self.device, dtype)

@@ -77,34 +77,34 @@ def build(
     seed: int = 0,
 ) -> VariationalFlowMap:
     """Build an untrained map for a problem; with a Gaussian start it already is the classical
-        posterior.
+    posterior.
 
-        Args:
-            problem: what to invert.
-            adapter: family of ``q(z | y)``: ``"contraction"`` (the default with a Gaussian start),
-                ``"full"`` (the default without one, up to 64 dimensions), ``"diagonal"`` (above),
-                ``"low-rank"``, ``"mixture"`` or ``"spline"``.
-            observation: where the observation enters: ``"adapter"``, ``"context"`` or ``"both"``.
-            gaussian_start: start from the Gaussian answer: whitened coordinates, preconditioned map,
-                informed adapter.
-            whitening: ``"auto"``, ``"dense"``, ``"spectral"``, ``"low-rank"``, ``"identity"`` or a
-                fitted :class:`~vfm_inverse.whitening.Whitening`.
-            steps: steps of the flow map for one draw.
-            precision: ``"single"``, or ``"half"`` for networks that compute in bfloat16.
-            network: ``"mlp"`` or ``"u-net"``; ``"auto"`` takes a U-Net for fields of more than 64
-                numbers, and for vectors of 32 or more that are a signal: neighbours correlate in the
-                prior as others do not, and the observation can be brought to their places.
-            width: hidden width (MLP, default 128) or channels (U-Net, default 32).
-            depth: residual blocks (MLP, default 3) or halvings (U-Net, by the field's size).
-            max_rank: most informed directions kept with many data of a varying operator, and in a
-                regression.
-    num_simulations: simulations that whitening, start and features are fitted on; fewer of
-                large fields, to stay within a quarter of a gigabyte. A prior given by fewer samples is
-                whitened by all of these.
-            seed: fixes simulations and initial weights.
+    Args:
+        problem: what to invert.
+        adapter: family of ``q(z | y)``: ``"contraction"`` (the default with a Gaussian start),
+            ``"full"`` (the default without one, up to 64 dimensions), ``"diagonal"`` (above),
+            ``"low-rank"``, ``"mixture"`` or ``"spline"``.
+        observation: where the observation enters: ``"adapter"``, ``"context"`` or ``"both"``.
+        gaussian_start: start from the Gaussian answer: whitened coordinates, preconditioned map,
+            informed adapter.
+        whitening: ``"auto"``, ``"dense"``, ``"spectral"``, ``"low-rank"``, ``"identity"`` or a
+            fitted :class:`~vfm_inverse.whitening.Whitening`.
+        steps: steps of the flow map for one draw.
+        precision: ``"single"``, or ``"half"`` for networks that compute in bfloat16.
+        network: ``"mlp"`` or ``"u-net"``; ``"auto"`` takes a U-Net for fields of more than 64
+            numbers, and for vectors of 32 or more that are a signal: neighbours correlate in the
+            prior as others do not, and the observation can be brought to their places.
+        width: hidden width (MLP, default 128) or channels (U-Net, default 32).
+        depth: residual blocks (MLP, default 3) or halvings (U-Net, by the field's size).
+        max_rank: most informed directions kept with many data of a varying operator, and in a
+            regression.
+        num_simulations: simulations that whitening, start and features are fitted on; fewer of
+            large fields, to stay within a quarter of a gigabyte. A prior given by fewer samples is
+            whitened by all of these.
+        seed: fixes simulations and initial weights.
 
-        Raises:
-            ValueError: an unknown name, a number out of range, or a combination that cannot work.
+    Raises:
+        ValueError: an unknown name, a number out of range, or a combination that cannot work.
     """
     if observation not in OBSERVATION_MODES:
         raise ValueError(f"'observation' must be one of {OBSERVATION_MODES}; got {observation!r}")

@@ -44,6 +44,10 @@ __all__ = [
 ]
 
 
+#: Column of a log that has the score on held-out simulations; its first value is the start's.
+START = "validation"
+
+
 @styled
 def rank_ecdf(report: xr.Dataset) -> Figure:
     """ECDF of the ranks minus the uniform one, for every quantity, with the simultaneous band.
@@ -247,7 +251,8 @@ def calibration_maps(report: xr.Dataset, level: float = 0.9) -> Figure:
 
 @styled
 def training_history(history: str | Path | Iterable[Mapping[str, Any]]) -> Figure:
-    """Loss terms and health figures of a training run, a panel each, with a running median.
+    """Held-out score with the start's as a line, loss terms and health figures of a training run,
+    a panel each, the latter with a running median.
 
     Args:
         history: Path of a ``log.csv``, or the rows that ``fit`` returns, with a column ``step``.
@@ -264,18 +269,29 @@ def training_history(history: str | Path | Iterable[Mapping[str, Any]]) -> Figur
         raise ValueError("'history' must hold rows with a column 'step'; got none")
     table = {name: np.array([_number(row.get(name)) for row in rows]) for name in rows[0]}
     step = table.pop("step")
+    table.pop("seconds", None)
+    if START in table:  # the curve that decides comes first
+        table = {START: table.pop(START), **table}
     columns = _columns(len(table))
     height = -(-len(table) // columns)
     size = (2.0 * columns + 0.4, 1.5 * height + 0.4)
     figure, axes = new_figure(size, height, columns, sharex=True)
-    window = max(1, len(step) // 20)
-    for panel, (name, values) in zip(axes, table.items(), strict=False):
+    for panel, (name, every) in zip(axes, table.items(), strict=False):
+        known = np.isfinite(every)
+        at, values = step[known], every[known]
+        if name == START and len(values):
+            panel.axhline(values[0], color=GREY, lw=1.0, ls=(0, (4, 2)), label="start")
+            panel.plot(at, values, "o-", color=BLUE, ms=3, lw=1.2)
+            panel.legend(loc="best")
+            panel.set_title("held-out energy score", fontsize=9)
+            panel.grid(True)
+            continue
+        window = max(1, len(values) // 20)
         around = [values[max(0, i - window) : i + window + 1] for i in range(len(values))]
         smooth = np.array([np.median(part) for part in around])
-        panel.plot(step, values, color=BLUE, lw=0.7, alpha=0.35)
-        panel.plot(step, smooth, color=BLUE, lw=1.5)
-        positive = np.isfinite(values).all() and values.min() > 0
-        if positive and values.max() > 100 * values.min():
+        panel.plot(at, values, color=BLUE, lw=0.7, alpha=0.35)
+        panel.plot(at, smooth, color=BLUE, lw=1.5)
+        if len(values) and values.min() > 0 and values.max() > 100 * values.min():
             panel.set_yscale("log")
             panel.tick_params(axis="y", which="minor", labelleft=False)
         panel.set_title(name, fontsize=9)

@@ -18,14 +18,14 @@ from vfm_inverse.adapter import FAMILIES, Contraction, Family, NoiseAdapter, Spl
 from vfm_inverse.calls import checked
 from vfm_inverse.encoders import FieldEncoder, FieldFeatures, VectorEncoder, VectorFeatures
 from vfm_inverse.flow_map import FlowMap
-from vfm_inverse.gaussian_start import build_start, fit_start
+from vfm_inverse.gaussian_start import build_start, fit_start, start_kind
 from vfm_inverse.networks import MLP, UNet
 from vfm_inverse.posterior import OBSERVATION_MODES, VariationalFlowMap
 from vfm_inverse.problem import InverseProblem
 from vfm_inverse.randomness import seeded
 from vfm_inverse.scaling import center_and_spread, over
 from vfm_inverse.stations import EncodedContext, StationEncoder, StationFeatures, is_table
-from vfm_inverse.whitening import WHITENINGS, Whitening, fit_whitening
+from vfm_inverse.whitening import DENSE_LIMIT, WHITENINGS, Whitening, fit_whitening
 
 __all__ = ["build", "rebuild"]
 
@@ -37,6 +37,14 @@ SHORTEST_SIGNAL = 32
 
 FULL_LIMIT = 64
 """Largest dimension for which a full covariance is the default without a Gaussian start."""
+
+
+NUMBERS, LEAST = 2**26, 256
+"""Most numbers in the simulations that whitening, start and features are fitted on, and fewest
+simulations all the same: bounds memory."""
+
+FEATURE_NUMBERS = 2**21
+"""Numbers in the fields whose features are standardised."""
 
 
 TYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -90,7 +98,9 @@ def build(
         depth: residual blocks (MLP, default 3) or halvings (U-Net, by the field's size).
         max_rank: most informed directions kept with many data of a varying operator, and in a
             regression.
-        num_simulations: simulations that whitening, start and features are fitted on.
+        num_simulations: simulations that whitening, start and features are fitted on; fewer of
+            large fields, to stay within a quarter of a gigabyte. A prior given by fewer samples is
+            whitened by all of these.
         seed: fixes simulations and initial weights.
 
     Raises:
@@ -122,17 +132,24 @@ def build(
         whitening = "identity" if whitening == "auto" else whitening
 
     with seeded(seed), torch.no_grad():
-        x, y, params = problem.simulate(num_simulations)
-        free = x if problem.transform is None else problem.transform.inv(x)
+        num = affordable(problem, num_simulations)
+        x, y, params = problem.simulate(num)
+        # A sample that was drawn ten times still is one sample.
+        held = problem.held_fields(num)
+        free = x if held is None else held.to(x)
+        free = free if problem.transform is None else problem.transform.inv(free)
         if network == "auto":
             network = "u-net" if suits_convolutions(problem, free) else "mlp"
         if isinstance(whitening, str):
-            whitening = fit_whitening(free, whitening, problem.prior_moments())
+            small = whitening == "dense" or math.prod(inner_shape(problem)) <= DENSE_LIMIT
+            whitening = fit_whitening(free, whitening, problem.prior_moments() if small else None)
+        del free, held
         whitening = whitening.to(x)
         whitening.transform, whitening.support = problem.transform, problem.support
         start = None
         if gaussian_start:
-            start = fit_start(problem, whitening, (x, y, params), max_rank).to(x)
+            start = fit_start(problem, whitening, (x, y, params), max_rank).to(whitening.mean)
+        del x
         kinds = {kind: name for name, kind in WHITENINGS.items()}
         config = {
             "adapter": adapter,
@@ -145,9 +162,10 @@ def build(
             "width": width,
             "depth": depth,
             "rank": 0 if start is None else start.rank,
+            "start": start_kind(start),
         }
         vfm = assemble(problem, whitening, start, params, config)
-        few = slice(0, 512)
+        few = slice(0, max(8, min(512, FEATURE_NUMBERS // problem.field_shape.numel())))
         head = {name: value[few] for name, value in params.items()}
         vfm.range.fit(y, params)
         if isinstance(vfm.features, FieldFeatures):
@@ -175,7 +193,8 @@ def rebuild(
     whitening.transform, whitening.support = problem.transform, problem.support
     with seeded(0):
         _, _, params = problem.simulate(2)
-        start = build_start(problem, whitening, params) if config["gaussian_start"] else None
+        kind = config.get("start")
+        start = build_start(problem, whitening, params, kind) if config["gaussian_start"] else None
         return assemble(problem, whitening, start, params, config)
 
 
@@ -229,9 +248,18 @@ def assemble(
         config={
             **config,
             "dtype": str(problem.dtype).removeprefix("torch."),
-            "problem": {"name": problem.name, "kwargs": problem.kwargs},
+            "problem": {"name": problem.name, "kwargs": problem.kwargs}
+            | ({} if problem.recipe is None else {"recipe": problem.recipe.table}),
         },
     ).to(problem.device, problem.dtype)
+
+
+def affordable(problem: InverseProblem, num_simulations: int) -> int:
+    """Simulations to fit on: those asked for, in :data:`NUMBERS` numbers, :data:`LEAST` at
+    least."""
+    shapes = [problem.field_shape, problem.observation_shape, *problem.param_shapes.values()]
+    size = sum(math.prod(shape) for shape in shapes)
+    return min(num_simulations, max(LEAST, NUMBERS // size))
 
 
 def inner_shape(problem: InverseProblem) -> tuple[int, ...]:

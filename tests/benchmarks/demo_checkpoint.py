@@ -1,9 +1,9 @@
 """The weights of the demo: ``python -m tests.benchmarks.demo_checkpoint --out RUN``.
 
 Trains the demo's map in the folder RUN (interrupted, it goes on from there) and writes the
-averaged weights, in half precision, to ``vfm_inverse/data/demo.safetensors``. Coordinates and start
-are not in the file: the demo builds them anew from the same seed. ``--write`` only writes what RUN
-has come to.
+averaged weights, in half precision, to ``vfm_inverse/data/demo.safetensors``. Coordinates and
+start are not in the file: the demo builds them anew from the same seed. ``--write`` only writes
+what RUN has come to.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ Layer = TypeVar("Layer", bound=nn.Module)
 
 __all__ = ["MLP", "TimeFeatures", "UNet", "fresh_mlp"]
 
+CONVOLVE = {1: nn.functional.conv1d, 2: nn.functional.conv2d, 3: nn.functional.conv3d}
 CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED: dict[int, Any] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 INTERPOLATIONS = {1: "linear", 2: "bilinear", 3: "trilinear"}
@@ -203,14 +204,10 @@ class UNet(nn.Module):
         embedding = 4 * width
         self.times = TimeFeatures()
         self.embed = fresh_mlp([self.times.size, embedding, embedding])
-        window: dict[str, Any] = (
-            {"kernel_size": 3, "padding": 1}
-            if patch == 1
-            else {"kernel_size": patch, "stride": patch}
-        )
-        self.enter = conv(channels, width, **window)
+        self.patch = patch
+        self.enter = conv(channels, width, 3, padding=1)
         self.condition = (
-            conv(context_channels, width, bias=False, **window) if context_channels else None
+            conv(context_channels, width, 3, padding=1, bias=False) if context_channels else None
         )
         self.down_blocks = nn.ModuleList(ResidualBlock(dims, w, embedding) for w in widths)
         steps = list(zip(widths[:-1], widths[1:], strides, strict=True))
@@ -220,7 +217,7 @@ class UNet(nn.Module):
         self.up_blocks = nn.ModuleList(ResidualBlock(dims, w, embedding) for w in widths[:-1])
         last = [nn.GroupNorm(min(8, width), width), nn.SiLU()]
         if patch == 1:
-            last.append(zero(conv(width, channels, **window)))
+            last.append(zero(conv(width, channels, 3, padding=1)))
         self.leave = nn.Sequential(*last)
         self.details = Details(dims, channels, context_channels, width) if patch > 1 else None
 
@@ -228,10 +225,10 @@ class UNet(nn.Module):
         """The network's output at ``x (k n, d)``."""
         embedding = self.embed(self.times(s, t))
         x = self.extend(x.unflatten(-1, self.event_shape))
-        h = self.enter(x)
+        h = means(self.enter, x, self.patch)
         if self.condition is not None and context is not None:
             context = self.extend(context)
-            h = add_shared(h, self.condition(context))
+            h = add_shared(h, means(self.condition, context, self.patch))
         skips = []
         for i, block in enumerate(self.down_blocks):
             h = block(h, embedding)
@@ -252,6 +249,17 @@ class UNet(nn.Module):
         """Continue each side by its last value, ``margins`` pixels far."""
         margins = [pixels for margin in reversed(self.margins) for pixels in (0, margin)]
         return nn.functional.pad(x, margins, mode="replicate") if any(margins) else x
+
+
+def means(layer: Any, x: Tensor, patch: int) -> Tensor:
+    """Means over patches of what a convolution of size 3 makes of ``x``: in one convolution, whose
+    filter cannot tell the places in a patch apart."""
+    kernel = layer.weight
+    dims = kernel.dim() - 2
+    for axis in range(dims):
+        shifts = [[0] * 2 * axis + [i, patch - 1 - i] for i in range(patch)]
+        kernel = torch.stack([nn.functional.pad(kernel, shift) for shift in shifts]).mean(0)
+    return CONVOLVE[dims](x, kernel, layer.bias, stride=patch, padding=1)
 
 
 def halvings(sides: list[int], levels: int | None) -> list[tuple[int, ...]]:

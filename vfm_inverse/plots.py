@@ -44,7 +44,6 @@ __all__ = [
 ]
 
 
-#: Column of a log that has the score on held-out simulations; its first value is the start's.
 @styled
 def rank_ecdf(report: xr.Dataset) -> Figure:
     """ECDF of the ranks minus the uniform one, for every quantity, with the simultaneous band.

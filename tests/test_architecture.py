@@ -20,7 +20,16 @@ FOLDERS = {
 # These use the whole package on a user's behalf, from above.
 FRONT_DOORS = {"vfm_inverse"} | {
     f"vfm_inverse.{name}"
-    for name in ("checkpoint", "cli", "commands", "demo", "inspection", "runs", "verification")
+    for name in (
+        "checkpoint",
+        "cli",
+        "commands",
+        "declared",
+        "demo",
+        "recipes",
+        "runs",
+        "verification",
+    )
 }
 
 

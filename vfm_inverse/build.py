@@ -231,7 +231,8 @@ def assemble(
         config={
             **config,
             "dtype": str(problem.dtype).removeprefix("torch."),
-            "problem": {"name": problem.name, "kwargs": problem.kwargs},
+            "problem": {"name": problem.name, "kwargs": problem.kwargs}
+            | ({} if problem.recipe is None else {"recipe": problem.recipe.table}),
         },
     ).to(problem.device, problem.dtype)
 

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Source", "opened"]
 
-Source = str | os.PathLike[str] | xr.Dataset | xr.DataArray | pd.DataFrame | np.ndarray | Tensor
+Source: TypeAlias = (
+    str | os.PathLike[str] | xr.Dataset | xr.DataArray | pd.DataFrame | np.ndarray | Tensor
+)
 
 
 @contextmanager

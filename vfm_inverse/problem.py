@@ -12,7 +12,7 @@ what comes in, and the names and units that labelled output needs.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 import xarray as xr
@@ -41,6 +41,9 @@ from vfm_inverse.priors import LabelledPrior, LogPrior, Prior, moments, samplers
 from vfm_inverse.randomness import seeded
 from vfm_inverse.simulation import Simulations, SimulationWarning, stream_of
 from vfm_inverse.supports import support_of, transform_of
+
+if TYPE_CHECKING:
+    from vfm_inverse.config import Recipe
 
 __all__ = ["InverseProblem", "SimulationWarning"]
 
@@ -90,6 +93,7 @@ class InverseProblem:
         physics: as given, a copy of it where it computes in another type, or None.
         device, dtype: of the draws.
         simulations: finite ones, and a count of those left out.
+        recipe: how it is made from a settings file, if it was (:mod:`vfm_inverse.recipes`).
 
     Raises:
         TypeError: an argument is of no kind listed above.
@@ -130,6 +134,7 @@ class InverseProblem:
         self.name = name
         self.kwargs = dict(kwargs or {})
         self.rebuild: Callable[[], InverseProblem] | None = None
+        self.recipe: Recipe | None = None
         self.device = torch.device("cpu")
         self.transform = transform_of(prior) if transform is None else transform
         self.support = None if transform is not None else support_of(prior)

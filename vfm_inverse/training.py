@@ -32,6 +32,7 @@ from vfm_inverse.objective import PRESETS, Objective
 from vfm_inverse.posterior import VariationalFlowMap
 from vfm_inverse.problem import InverseProblem
 from vfm_inverse.randomness import reseed, seeded
+from vfm_inverse.run_settings import CONFIG, remember
 from vfm_inverse.scaling import center_and_spread, over
 from vfm_inverse.scores import energy_score
 from vfm_inverse.settings import check_settings
@@ -95,7 +96,8 @@ def fit(
         seed: fixes the run.
         device: ``"auto"`` takes a GPU where there is one. Map and problem are moved there and
             stay.
-        checkpoint_dir: folder for ``model.safetensors``, ``training.safetensors`` and ``log.csv``.
+        checkpoint_dir: folder of the run (:mod:`vfm_inverse.runs`), for ``config.json``,
+            ``model.safetensors``, ``training.safetensors`` and ``log.csv``.
         resume: continue from that folder if it holds a run; it must be one of this problem, of a
             map built alike and with the same settings, up to ``device``, ``checkpoint_every`` and
             ``progress``.
@@ -159,6 +161,8 @@ def train(
         run.restore(folder, identity)
     else:
         run.scores = run.validate(problem, num_validation, seed)
+    if folder is not None and not (given["resume"] and (folder / CONFIG).exists()):
+        remember(folder, vfm, problem, identity["settings"])
 
     milestones = {round(steps * (i + 1) / validations) for i in range(validations)}
     switch = round(steps * run.objective.adapter_share)

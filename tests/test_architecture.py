@@ -25,6 +25,7 @@ FRONT_DOORS = {"vfm_inverse"} | {
         "cli",
         "commands",
         "declared",
+        "declared_physics",
         "demo",
         "recipes",
         "runs",

@@ -42,6 +42,7 @@ __all__ = [
     "check_keys",
     "read_config",
     "recipe_of",
+    "refuse_unknown",
 ]
 
 SECTIONS = ("problem", "model", "fit", "calibration")
@@ -94,7 +95,7 @@ class RunConfig:
             ValueError: an unknown section, a section that is no table, or a problem that is of
                 none or of several of the three forms.
         """
-        _refuse_unknown("section", tables, SECTIONS)
+        refuse_unknown("section", tables, SECTIONS)
         for section in SECTIONS:
             if not isinstance(tables.get(section, {}), Mapping):
                 raise ValueError(f"'{section}' must be a table; got {tables[section]!r}")
@@ -154,7 +155,7 @@ def check_keys(
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     parameters = inspect.signature(function).parameters.values()
     accepted = [p.name for p in parameters if p.kind in named and p.name not in taken]
-    _refuse_unknown(f"key in [{section}]", given, accepted)
+    refuse_unknown(f"key in [{section}]", given, accepted)
 
 
 def _check_problem(table: Mapping[str, Any]) -> None:
@@ -162,7 +163,7 @@ def _check_problem(table: Mapping[str, Any]) -> None:
     forms = [form for form in ("name", "object") if form in table]
     declared = [part for part in DECLARED if isinstance(table.get(part), Mapping)]
     if not forms and declared:
-        _refuse_unknown("key in [problem]", table, DECLARED)
+        refuse_unknown("key in [problem]", table, DECLARED)
     elif len(forms) != 1 or not isinstance(table[forms[0]], str):
         raise ValueError(
             "[problem] must have a 'name' or an 'object', one string, or the tables "
@@ -170,7 +171,16 @@ def _check_problem(table: Mapping[str, Any]) -> None:
         )
 
 
-def _refuse_unknown(what: str, given: Iterable[str], known: Iterable[str]) -> None:
+def refuse_unknown(what: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse names that are not known.
+
+    Args:
+        what: they are, for the message.
+        given, known: names.
+
+    Raises:
+        ValueError: one is unknown; the message suggests the nearest.
+    """
     known = list(known)
     for key in given:
         if key not in known:

@@ -18,6 +18,7 @@ import torch
 from vfm_inverse import checkpoint, problems
 from vfm_inverse.card import CalibrationWarning
 from vfm_inverse.config import Recipe
+from vfm_inverse.declared import declare
 from vfm_inverse.objects import call_object, folder_of, import_object
 from vfm_inverse.problem import InverseProblem
 from vfm_inverse.run_settings import CONFIG, changed, read_settings, recipe_in
@@ -43,7 +44,7 @@ def make_problem(recipe: Recipe) -> InverseProblem:
     if "object" in recipe.table:
         problem, recipe = _of_object(recipe)
     else:
-        raise NotImplementedError
+        problem = declare(recipe.table, recipe.folder)
     problem.recipe = recipe
     if problem.rebuild is None:
         problem.rebuild = partial(make_problem, recipe)

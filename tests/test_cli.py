@@ -295,7 +295,7 @@ def test_an_unknown_problem_suggests_the_nearest(
         ("calibration.num_draw=9", "did you mean 'num_draws'?"),
         ("problem.dimm=4", "unknown setting ['dimm'] of problem 'linear-gaussian'"),
         ("model.adapter='fancy'", "got 'fancy'"),
-        ("fit.steps=0", "'steps' in [fit] must be an integer of at least 1; got 0"),
+        ("fit.steps=0", "'steps' in [fit] must be an integer of at least 1 or 'auto'; got 0"),
         ("steps", "'--set' must be SECTION.KEY=VALUE; got 'steps'"),
     ],
 )

@@ -150,7 +150,10 @@ def test_an_objective_without_terms_is_refused() -> None:
         ("fit.clip=nan", "'clip' in [fit] must be a number above 0; got nan"),
         ("fit.objective={tau=0}", "'tau' in [fit.objective] must be a number above 0; got 0"),
         ("fit.objective={taus=1}", "unknown key in [fit.objective]: 'taus'; did you mean 'tau'?"),
-        ("fit.steps=true", "'steps' in [fit] must be an integer of at least 1; got True"),
+        (
+            "fit.steps=true",
+            "'steps' in [fit] must be an integer of at least 1 or 'auto'; got True",
+        ),
         (
             "model.width=-1",
             "'width' in [model] must be an integer of at least 1 and at most 65536",

@@ -12,9 +12,10 @@ import pytest
 import xarray as xr
 
 from vfm_inverse.cli import main
-from vfm_inverse.config import read_config
+from vfm_inverse.config import read_config, recipe_of
 from vfm_inverse.config_checks import check_config
-from vfm_inverse.starters import write_starter
+from vfm_inverse.recipes import make_problem
+from vfm_inverse.starters import PHYSICS, write_starter
 
 SHORT = ["fit.steps=2", "fit.batch_size=8", "fit.num_validation=8", "model.num_simulations=100"]
 SHORT += ["model.width=8", "model.depth=1"]
@@ -169,6 +170,36 @@ def test_starters_without_data_train(
     monkeypatch.chdir(tmp_path)
     trains(told(capsys, *options), tmp_path / "run")
     assert (tmp_path / "run" / "report.html").is_file()
+
+
+@pytest.mark.parametrize("kind", ["maps at stations", "pictures"])
+def test_starters_of_data_train(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if kind == "pictures":
+        options = ["--from", str(pictures(Path("pics")))]
+    else:
+        options = ["--from", str(fields(Path("maps.nc")))]
+        options += ["--stations", str(stations(Path("stations.csv")))]
+    trains(told(capsys, *options), tmp_path / "run")
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+@pytest.mark.parametrize("physics", PHYSICS)
+def test_every_operator_that_starters_know_is_made(physics: str, tmp_path: Path) -> None:
+    path, _ = write_starter(
+        tmp_path / "a.toml", source=pictures(tmp_path / "pics", 3), physics=physics
+    )
+    x, y, _ = make_problem(recipe_of(str(path))).simulate(2, seed=0)
+    assert x.shape == (2, 3, 20, 20) and len(y) == 2
+
+
+def test_a_network_that_changes_is_made(tmp_path: Path) -> None:
+    path, _ = write_starter(tmp_path / "a.toml", source=fields(tmp_path / "maps.nc"))
+    x, y, params = make_problem(recipe_of(str(path))).simulate(2, seed=0)
+    assert (x.shape, y.shape) == ((2, 1, 6, 8), (2, 20))
+    assert {"coords", "mask"} <= params.keys()
 
 
 def test_the_operator_of_the_module_is_linear_and_its_adjoint_is_right(

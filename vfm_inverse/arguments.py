@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from vfm_inverse import __version__
-from vfm_inverse.settings import SETTINGS, Setting
+from vfm_inverse.settings import COUNT, SETTINGS, Setting
 
-__all__ = ["build_parser", "numbers", "whole"]
+__all__ = ["build_parser", "numbers", "parsed"]
 
 
 def build_parser(subcommands: Mapping[str, Callable[..., int]]) -> argparse.ArgumentParser:
@@ -34,7 +34,7 @@ def build_parser(subcommands: Mapping[str, Callable[..., int]]) -> argparse.Argu
     output.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     def setting(function: str, name: str) -> Callable[[str], int]:
-        return lambda text: whole(SETTINGS[function][name], text)
+        return lambda text: parsed(SETTINGS[function][name], text)
 
     number = setting("sample", "seed")
 
@@ -92,7 +92,16 @@ def build_parser(subcommands: Mapping[str, Callable[..., int]]) -> argparse.Argu
         help="problem, settings, or a problem of yours in a Python module",
     )
     sub.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder of the run")
-    sub.add_argument("--steps", type=setting("fit", "steps"), help="optimiser steps")
+    sub.add_argument(
+        "--steps",
+        type=setting("fit", "steps"),
+        help="optimiser steps, or 'auto' (default): until the held-out score stalls",
+    )
+    sub.add_argument(
+        "--minutes",
+        type=setting("fit", "minutes"),
+        help="computing time after which 'auto' ends in any case",
+    )
     sub.add_argument(
         "--batch-size", type=setting("fit", "batch_size"), help="simulations per step"
     )
@@ -177,7 +186,7 @@ def build_parser(subcommands: Mapping[str, Callable[..., int]]) -> argparse.Argu
     )
     sub.add_argument(
         "--steps",
-        type=setting("fit", "steps"),
+        type=lambda text: parsed(COUNT, text),
         help="optimiser steps, for a shorter or longer demo",
     )
     return parser
@@ -193,10 +202,10 @@ def numbers(text: str) -> tuple[float, ...]:
         ) from error
 
 
-def whole(setting: Setting, text: str) -> int:
-    """Argparse type: an integer in the range of a setting."""
+def parsed(setting: Setting, text: str) -> Any:
+    """Argparse type: a number in the range of a setting, or one of its words."""
     try:
-        value: int = setting.check("", int(text))
+        value = setting.check("", text if text in setting.words else setting.kind(text))
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"must be {setting}; got {text!r:.40}") from error
     return value

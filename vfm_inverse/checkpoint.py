@@ -115,10 +115,11 @@ def checksum(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
 
 @checked(vfm="VariationalFlowMap", path="path")
 def save(vfm: VariationalFlowMap, path: str | Path) -> None:
-    """Write a map: weights, whitening, Gaussian start, features, how to rebuild its problem, and
-    its calibration card."""
+    """Write a map: weights, whitening, Gaussian start, features, how to rebuild its problem, what
+    came of its training, and its calibration card."""
     card = None if vfm.card is None else asdict(vfm.card)
-    write(path, vfm.state_dict(), "model", {"config": vfm.config, "card": card})
+    header = {"config": vfm.config, "card": card, "training": vfm.training_note}
+    write(path, vfm.state_dict(), "model", header)
 
 
 @checked("load", path="path", problem="InverseProblem")
@@ -185,6 +186,7 @@ def open_map(
             vfm.load_state_dict(tensors)
         except RuntimeError as error:
             raise ValueError(f"it does not fit the problem: {error}") from error
+    vfm.training_note = note if isinstance(note := header.get("training"), str) else None
     # A verdict of format 1 does not say of which weights it is.
     if card is not None and card.physics_sha256 == physics_fingerprint(problem):
         vfm.card = card

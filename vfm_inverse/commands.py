@@ -7,13 +7,14 @@ torch and deepinv take seconds to import, so every subcommand imports them for i
 from __future__ import annotations
 
 import argparse
+import sys
 import tomllib
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vfm_inverse.card import standing
+from vfm_inverse.card import Card, standing
 from vfm_inverse.config import Recipe, RunConfig, read_config, recipe_of
 from vfm_inverse.console import emit, say
 
@@ -48,7 +49,7 @@ def train(args: argparse.Namespace) -> int:
     from vfm_inverse.config_checks import check_config
     from vfm_inverse.files import locked
     from vfm_inverse.recipes import make_problem
-    from vfm_inverse.run_settings import write_settings
+    from vfm_inverse.run_settings import CONFIG, write_settings
     from vfm_inverse.training import fit
 
     check_config(config)
@@ -56,7 +57,9 @@ def train(args: argparse.Namespace) -> int:
         goes_on = (args.out / runs.STATE).exists()
         if args.resume:
             runs.check_resume(args.out, config)
-        elif goes_on or (args.out / runs.MODEL).exists():
+            if not goes_on:
+                say(f"no checkpoint in '{args.out}' yet: training starts at step 0", sys.stderr)
+        elif goes_on or any((args.out / name).exists() for name in (runs.MODEL, CONFIG)):
             raise ValueError(
                 f"'{args.out}' already holds a run: continue it with --resume, or choose another "
                 "--out"
@@ -250,9 +253,11 @@ def settings_of(args: argparse.Namespace) -> RunConfig:
         if not dot or "=" not in setting:
             raise ValueError(f"'--set' must be SECTION.KEY=VALUE; got {setting!r}")
         tables.setdefault(section, {})[key] = parsed(setting.partition("=")[2])
-    options = ["steps", "batch_size", "seed", "device"]
+    options = ["steps", "minutes", "batch_size", "seed", "device"]
     chosen = {key: getattr(args, key) for key in options if getattr(args, key) is not None}
-    tables["fit"] = {**tables.get("fit", {}), **chosen}
+    if "minutes" in chosen:  # a number of steps in the file would contradict it
+        chosen = {"steps": "auto", **chosen}
+    tables["fit"] = {"steps": "auto", **tables.get("fit", {}), **chosen}
     if args.seed is not None:
         tables["model"] = {**tables.get("model", {}), "seed": args.seed}
     return RunConfig.from_tables(tables)
@@ -281,6 +286,9 @@ def parsed(text: str) -> Any:
 
 def conclude(args: argparse.Namespace, checked: Dataset, folder: Path) -> int:
     """Say how the calibration went, for people or for machines."""
+    from vfm_inverse.calibration.grading import grades
+    from vfm_inverse.calibration.verdict import state_skill
+
     level = checked.coverage_map.sel(level=0.9)
     result = {
         "verdict": checked.attrs["verdict"],
@@ -288,15 +296,21 @@ def conclude(args: argparse.Namespace, checked: Dataset, folder: Path) -> int:
         "coverage_90": float(level.mean()),
         "crps": float(checked.crps.mean()),
         "energy_score": float(checked.energy_score.mean()),
+        "training": Card.from_json(checked.attrs["calibration_card"]).training,
+        "grades": [one._asdict() for one in grades(checked)],
         "folder": str(folder),
     }
     if args.json:
         return emit(result)
-    say(f"calibration     {result['verdict']}: {result['reason']}")
-    say(f"90 % intervals  hold the truth in {100 * result['coverage_90']:.1f} % of cases")
-    say(f"CRPS            {result['crps']:.4g}")
-    say(f"energy score    {result['energy_score']:.4g}")
-    say(f"written to      {folder}")
+    if result["training"]:
+        say(f"{'training':<20}{result['training']}")
+    for one in grades(checked):
+        say(f"{one.aspect:<20}{one.grade:<12}{one.size}")
+    say(f"{'strict verdict':<20}{result['verdict']:<12}{result['reason']}")
+    crps = [f"{result['crps']:.4g}", state_skill(checked)]
+    say(f"{'CRPS':<20}{', '.join(filter(None, crps))}")
+    say(f"{'energy score':<20}{result['energy_score']:.4g}")
+    say(f"{'written to':<20}{folder}")
     return 0
 
 

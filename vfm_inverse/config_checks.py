@@ -19,7 +19,7 @@ def check_config(config: RunConfig) -> None:
         ValueError: the message names section and key.
     """
     check_keys("model", config.model, build, reserved=["problem"])
-    ours = ["vfm", "problem", "checkpoint_dir", "resume", "progress"]
+    ours = ["vfm", "problem", "checkpoint_dir", "resume", "progress", "callbacks"]
     check_keys("fit", config.fit, fit, reserved=ours)
     ours = ["posterior_fn", "problem", "quantities", "seed", "provenance", "progress"]
     check_keys("calibration", config.calibration, calibrate, reserved=ours)

@@ -203,6 +203,11 @@ class InverseProblem:
         return self._model.shape
 
     @property
+    def num_prior_samples(self) -> int | None:
+        """Samples that training draws from; None where it never sees one twice."""
+        return self._samplers["train"].size
+
+    @property
     def dims(self) -> tuple[str, ...]:
         """Names of the field's axes, without a channel of size one."""
         return self.field_labels.dims

@@ -98,7 +98,7 @@ def check_resume(folder: str | Path, config: RunConfig) -> None:
         raise ValueError(
             f"'{folder}' holds a trained map and no '{STATE}' to go on from; choose another --out"
         )
-    if not (folder / STATE).exists() or not (folder / CONFIG).is_file():
+    if not (folder / CONFIG).is_file():
         return
     stored, given = read_settings(folder), json.loads(json.dumps(asdict(config)))
     differ: dict[str, Any] = {}

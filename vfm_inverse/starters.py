@@ -20,9 +20,6 @@ __all__ = ["code", "for_fields", "for_images", "for_problem", "write_starter"]
 
 POINTS = "point-observations"
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".npy")
-"""Of pictures."""
-
 PATCH = 32
 """Side of a patch, unless pictures are smaller."""
 
@@ -37,7 +34,7 @@ SETTINGS = """
 seed = 0
 
 [fit]                               # how it is trained
-# steps = 4000                      # steps of the optimiser
+# steps = 4000                      # of the optimiser; until nothing is gained where left out
 batch_size = 64
 
 [calibration]                       # how it is checked afterwards
@@ -253,6 +250,8 @@ def for_images(folder: str | Path, path: str | Path, physics: str = "deepinv:Blu
         FileNotFoundError: there is no such folder.
         ValueError: it holds fewer than two pictures, or one that cannot be read.
     """
+    from vfm_inverse.image_folders import SUFFIXES  # which imports torch
+
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder '{folder}'")
@@ -352,7 +351,7 @@ def _size(file: Path) -> tuple[int, int, int]:
             shape = np.load(file, mmap_mode="r").shape
             if len(shape) == 2:
                 return shape[0], shape[1], 1
-            height, width, channels = shape if shape[-1] <= 4 else (*shape[1:], shape[0])
+            height, width, channels = shape
             return height, width, channels
         with Image.open(file) as picture:
             grey = picture.mode in ("1", "L", "LA", "F", "I", "I;16")

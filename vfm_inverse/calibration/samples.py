@@ -28,6 +28,7 @@ from vfm_inverse.calibration.settings import (
     whole,
 )
 from vfm_inverse.calibration.simulations import CHUNK, new_tally
+from vfm_inverse.meanings import about
 from vfm_inverse.quantities import Quantity, channel_units, default_quantities
 
 __all__ = ["from_draws"]
@@ -129,7 +130,7 @@ def from_draws(
         )
     named = "the prior: truths of other simulations" if other is None else "the draws given"
     maps = MapLabels.of(event, labels.dims, labels.coords, labels.units)
-    return make_report(tally, maps, alpha, {"baseline": named})
+    return make_report(tally, maps, alpha, {"baseline": named, **about(quantities, truth)})
 
 
 class _Labels(NamedTuple):

@@ -160,7 +160,9 @@ def told(capsys: pytest.CaptureFixture[str], *options: str) -> str:
     return command
 
 
-@pytest.mark.parametrize("options", [[], ["--code", "first_of_mine.py"]])
+@pytest.mark.parametrize(
+    "options", [pytest.param([], marks=pytest.mark.slow), ["--code", "first_of_mine.py"]]
+)
 def test_starters_without_data_train(
     options: list[str],
     tmp_path: Path,
@@ -172,7 +174,9 @@ def test_starters_without_data_train(
     assert (tmp_path / "run" / "report.html").is_file()
 
 
-@pytest.mark.parametrize("kind", ["maps at stations", "pictures"])
+@pytest.mark.parametrize(
+    "kind", ["maps at stations", pytest.param("pictures", marks=pytest.mark.slow)]
+)
 def test_starters_of_data_train(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

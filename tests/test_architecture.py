@@ -27,6 +27,7 @@ FRONT_DOORS = {"vfm_inverse"} | {
         "declared",
         "declared_physics",
         "demo",
+        "inspection",
         "recipes",
         "runs",
         "verification",

@@ -5,14 +5,13 @@ r"""An inverse problem: a prior over fields, and how a field becomes an observat
 with parameters :math:`\psi` of the physics and its noise (a mask, sigma, ...) that may differ from
 one sample to the next and may be none. The observation is given by exactly one of a deepinv
 ``Physics`` with its noise model, a likelihood (fields to a distribution) or a simulator (fields to
-observations, without a density). All else here is bookkeeping: shapes, splits, seeds, checks of
-what comes in, and the names and units that labelled output needs.
+observations, without a density). All else here is bookkeeping.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 import xarray as xr
@@ -35,15 +34,13 @@ from vfm_inverse.checks import (
     check_type,
     resolve_device,
 )
+from vfm_inverse.config import Recipe
 from vfm_inverse.labels import AxisLabels
 from vfm_inverse.observation_model import ObservationModel
 from vfm_inverse.priors import LabelledPrior, LogPrior, Prior, moments, samplers
 from vfm_inverse.randomness import seeded
 from vfm_inverse.simulation import Simulations, SimulationWarning, stream_of
 from vfm_inverse.supports import support_of, transform_of
-
-if TYPE_CHECKING:
-    from vfm_inverse.config import Recipe
 
 __all__ = ["InverseProblem", "SimulationWarning"]
 
@@ -61,8 +58,7 @@ class InverseProblem:
             draw reads only the samples that it needs). ``*event`` is ``(d,)`` for vectors, ``(C,
             L)``, ``(C, H, W)`` or ``(C, D, H, W)`` for fields. Samples are drawn with replacement.
         physics: a deepinv ``Physics`` whose noise model has a density (see ``noise_laws``).
-        likelihood: callable ``(x, **params) -> Distribution`` over observations, whose batch shape
-            is that of ``x``.
+        likelihood: callable ``(x, **params) -> Distribution`` over observations, batched as ``x``.
         simulator: callable ``(x, **params) -> y``; what needs a density then refuses.
         transform: torch ``Transform``, element by element, from unbounded values to the support of
             the prior, in whose domain the map then works: ``ExpTransform()`` for positive fields,
@@ -72,8 +68,7 @@ class InverseProblem:
         test_prior: held-out prior of the same kinds. Without one, the last tenth of a prior given
             by samples is held out (nothing below 20 samples); a callable or a distribution serves
             both.
-        reference: callable ``(y, **params) -> Distribution`` over fields: the exact or a
-            gold-standard posterior.
+        reference: callable ``(y, **params) -> Distribution``: the exact or a gold posterior.
         dtype: ``torch.float32`` or ``torch.float64``, the type of all numbers of the problem and
             of maps that are built for it. By default that of the prior's tensors; torch's default
             type where the prior is a NumPy or labelled array or holds integers.
@@ -233,6 +228,10 @@ class InverseProblem:
         with seeded(stream_of(seed, split)):
             return self._sample_prior(num, split)
 
+    def held_fields(self, most: int) -> Tensor | None:
+        """The samples ``(n, *field_shape)`` that training draws from, if at most ``most``."""
+        return self._samplers["train"].held(most)
+
     def sample_params(self, num: int, *, seed: int | None = None) -> Params:
         """Draw parameters, each ``(num, *shape)``; an empty dict where the problem has none."""
         num = check_integer(num, "num", 1)
@@ -344,8 +343,7 @@ class InverseProblem:
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> Self:
-        """Move prior samples and physics, and compute in another type; draws are on ``device`` and
-        of ``dtype`` from then on."""
+        """Move prior samples and physics to ``device``; compute and draw in ``dtype`` then."""
         self.device = self.device if device is None else resolve_device(device)
         for sampler in self._samplers.values():
             sampler.to(self.device, dtype)

@@ -57,6 +57,11 @@ class RecordedProblem(InverseProblem):
             index = torch.randint(low, high, (num,)).to(self._x.device)
         return self._x[index], self._y[index], {k: v[index] for k, v in self._drawn.items()}
 
+    def held_fields(self, most: int) -> Tensor | None:
+        """The fields of the record that are not for tests; ``None`` if more than ``most``."""
+        kept = len(self._x) - len(self._x) // HELD_OUT
+        return self._x[:kept] if kept <= most else None
+
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> Self:

@@ -31,12 +31,11 @@ from vfm_inverse.calibration import calibrate
 from vfm_inverse.card import certify
 from vfm_inverse.config import RunConfig
 from vfm_inverse.files import LOCK, check_writable, locked, same_file
-from vfm_inverse.gallery import posterior_gallery, posterior_scatter
 from vfm_inverse.labelled import save_netcdf
 from vfm_inverse.netcdf_files import read_netcdf
+from vfm_inverse.pictures import held_out
 from vfm_inverse.posterior import VariationalFlowMap
 from vfm_inverse.problem import InverseProblem
-from vfm_inverse.randomness import seeded
 from vfm_inverse.recipes import open_folder
 from vfm_inverse.report import write_report
 from vfm_inverse.run_settings import CONFIG, read_settings
@@ -219,7 +218,7 @@ def report_run(
         folder / REPORT,
         checked,
         history=log,
-        figures=_held_out(vfm, problem, seed) if figures is None else figures,
+        figures=held_out(vfm, problem, seed=seed) if figures is None else figures,
         provenance=vfm.provenance(),
         title=title or f"Calibration of {problem.name}",
     )
@@ -243,17 +242,3 @@ def checked_log(folder: Path) -> Path | None:
                 stacklevel=3,
             )
     return log
-
-
-def _held_out(vfm: VariationalFlowMap, problem: InverseProblem, seed: int) -> dict[str, Figure]:
-    """Draws for a few held-out observations, where they make a picture."""
-    if problem.field_shape == (1,):
-        return {}
-    x, y, params = problem.simulate(4, split="test", seed=seed)
-    with seeded(seed):
-        draws = vfm(y, **params).sample((500,))
-    if len(problem.field_shape) == 1:
-        figure = posterior_scatter(draws, x, units=problem.units)
-    else:
-        figure = posterior_gallery(draws, x, y, units=problem.units)
-    return {"Held-out observations": figure}

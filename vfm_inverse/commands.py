@@ -66,10 +66,10 @@ def train(args: argparse.Namespace) -> int:
             )
         home = Path(args.target).parent if args.target.endswith(".toml") else Path.cwd()
         problem = make_problem(Recipe(config.problem, home.absolute()))
-        vfm = build(problem, **config.model)
+        bar, seed = not args.json, args.seed or 0
+        vfm = build(problem, **config.model, progress=bar)
         if not goes_on:
             write_settings(args.out, config, problem)
-        bar, seed = not args.json, args.seed or 0
         fit(vfm, problem, **config.fit, checkpoint_dir=args.out, resume=args.resume, progress=bar)
         if goes_on:
             write_settings(args.out, config, problem)

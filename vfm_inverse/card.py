@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -77,6 +77,9 @@ class Card:
         valid_range: smallest and largest number of ``y`` and of each parameter in the check.
         false_alarm: probability with which a call warns although its observations are in range.
         version: of the package.
+        training: what came of the training, in a sentence; empty where that is not known.
+        grades: aspect, grade and size of each of :func:`vfm_inverse.calibration.grades`; none in
+            a card of an older version.
     """
 
     verdict: str
@@ -95,6 +98,8 @@ class Card:
     valid_range: dict[str, list[float]]
     false_alarm: float
     version: str
+    training: str = ""
+    grades: list[list[str]] = field(default_factory=list)
 
     def to_json(self) -> str:
         """The card as text, keys in order."""
@@ -129,15 +134,22 @@ class Card:
         ]
         if not all(isinstance(v, int | float) for v in numbers):
             raise ValueError("'figures' and 'valid_range' of a calibration card must hold numbers")
+        rows: list[Any] = list(card.grades)
+        if not all(isinstance(row, list) and [*map(type, row)] == [str] * 3 for row in rows):
+            raise ValueError(
+                "'grades' of a calibration card must hold aspect, grade and size of each"
+            )
         return card
 
 
 KINDS: dict[str, Any] = {
     **dict.fromkeys(("verdict", "reason", "split", "problem", "physics", "version"), str),
+    "training": str,
     **dict.fromkeys(("physics_sha256", "data_sha256", "weights_sha256"), str),
     **dict.fromkeys(("num_simulations", "num_draws", "seed"), int),
     **dict.fromkeys(("alpha", "false_alarm"), (int, float)),
     **dict.fromkeys(("figures", "valid_range"), dict),
+    "grades": list,
 }
 """What the fields of a card are."""
 
@@ -156,6 +168,7 @@ def certify(vfm: VariationalFlowMap, problem: InverseProblem, report: xr.Dataset
     Raises:
         ValueError: ``report`` is no calibration by simulations, or of other weights.
     """
+    from vfm_inverse.calibration.grading import grades
     from vfm_inverse.validity import FALSE_ALARM
 
     attrs = report.attrs
@@ -189,6 +202,8 @@ def certify(vfm: VariationalFlowMap, problem: InverseProblem, report: xr.Dataset
         },
         false_alarm=FALSE_ALARM,
         version=__version__,
+        training=vfm.training_note or "",
+        grades=[list(one) for one in grades(report)],
     )
     return vfm.card
 

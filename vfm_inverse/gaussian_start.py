@@ -15,6 +15,7 @@ import torch
 from deepinv.physics import LinearPhysics
 from torch import Tensor
 
+from vfm_inverse.bounded import SoftBox
 from vfm_inverse.gaussian import ContractedNormal
 from vfm_inverse.likelihood import Likelihood
 from vfm_inverse.operator_start import (
@@ -157,7 +158,8 @@ def build_start(
     physics, likelihood = problem.physics, problem.likelihood
     if not (isinstance(physics, LinearPhysics) and isinstance(likelihood, Likelihood)):
         return RegressionStart()
-    if problem.transform is not None:  # linear in the field is not linear in the coordinates
+    # Linear in the field is not linear in the coordinates, unless they are all but the same.
+    if problem.transform is not None and not isinstance(problem.transform, SoftBox):
         return RegressionStart()
     if likelihood.noise_scale(**params) is None:
         return RegressionStart()

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from vfm_inverse.randomness import seeded
 from vfm_inverse.scaling import center_and_spread, over, tamed
+from vfm_inverse.shrinkage import shrunk
 from vfm_inverse.spectral_whitening import SpectralWhitening, cosine_basis
 from vfm_inverse.whitening_base import Whitening
 
@@ -102,17 +103,14 @@ class DenseWhitening(Whitening):
 
     @classmethod
     def fit(cls, samples: Tensor) -> DenseWhitening:
-        """From prior samples ``(n, *event)``; the correlation is shrunk towards none by d /
-        (n + d)."""
+        """From prior samples ``(n, *event)``; their correlation is shrunk towards a stationary one
+        as far as they ask for it (:mod:`vfm_inverse.shrinkage`)."""
+        event_shape = tuple(samples.shape[1:])
         flat = samples.flatten(1)
-        n, d = flat.shape
         mean, spread = center_and_spread(flat)
         z = over(flat - mean, spread).double()
-        correlation = z.T @ z / max(n - 1, 1)
-        # With few samples the small eigenvalues of a sample correlation are far too small.
-        weight = 0.1 * d / (n + d)
-        correlation = (1 - weight) * correlation + weight * torch.diag(correlation.diagonal())
-        self = cls._from_correlation(tuple(samples.shape[1:]), correlation, 1e-8, samples.dtype)
+        correlation = shrunk(z, stationary_correlation(z, event_shape)) * over(spread, spread)
+        self = cls._from_correlation(event_shape, correlation, 1e-8, samples.dtype)
         self.mean, self.spread = mean, spread
         return self
 
@@ -189,6 +187,18 @@ class LowRankWhitening(Whitening):
     def _divide(self, x: Tensor) -> Tensor:
         inverse = self.scales.reciprocal() - self.floor.reciprocal()
         return x / self.floor + ((x @ self.basis) * inverse) @ self.basis.T
+
+
+def stationary_correlation(z: Tensor, event_shape: tuple[int, ...]) -> Tensor:
+    """Correlation ``(d, d)`` of a stationary field with the spectrum of standardised ``z (n, d)``;
+    none where there are no space axes, and along what never varies."""
+    none = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
+    if len(event_shape) < 2:
+        return none
+    root = SpectralWhitening.fit(z.unflatten(1, event_shape)).color(none).flatten(1)
+    own = root.norm(dim=1)
+    root = over(root, own[:, None])
+    return root @ root.mT + torch.diag((own == 0).to(z))
 
 
 WHITENINGS: dict[str, type[Whitening]] = {

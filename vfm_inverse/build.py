@@ -270,9 +270,10 @@ def assemble(
 def affordable(problem: InverseProblem, num_simulations: int) -> int:
     """Simulations to fit on: those asked for, in :data:`NUMBERS` numbers, :data:`LEAST` at
     least."""
-    shapes = [problem.field_shape, problem.observation_shape, *problem.param_shapes.values()]
-    size = sum(math.prod(shape) for shape in shapes)
-    return min(num_simulations, max(LEAST, NUMBERS // size))
+    beside = [problem.observation_shape, *problem.param_shapes.values()]
+    field, others = math.prod(problem.field_shape), sum(math.prod(shape) for shape in beside)
+    # Where fields are most of it, what is made of them counts.
+    return min(num_simulations, max(LEAST, NUMBERS // (field + max(field, others))))
 
 
 def inner_shape(problem: InverseProblem) -> tuple[int, ...]:

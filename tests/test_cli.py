@@ -191,6 +191,13 @@ def test_calibrate_writes_the_verdict(run: Path, capsys: pytest.CaptureFixture[s
     assert (card.verdict, card.num_simulations) == (printed["verdict"], 30)
     assert open_run(run, warn=False)[0].card == card
     assert 0 <= printed["coverage_90"] <= 1
+    assert [list(one.values()) for one in printed["grades"]] == card.grades
+    # For people, a line each.
+    assert main(["calibrate", str(run), *sizes]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for aspect, grade, size in card.grades:
+        assert f"{aspect:<20}{grade:<12}{size}" in lines
+    assert any("the untrained map's" in line and line.startswith("CRPS") for line in lines)
 
 
 @pytest.mark.parametrize("fault", ["uncertified", "fail"])

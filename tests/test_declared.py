@@ -129,7 +129,8 @@ def test_several_files_variables_and_stores(files: Path, monkeypatch: pytest.Mon
     whole = declared(files, prior={**CLIMATE, "path": "part_*.nc"})
     x = declared(files).sample_prior(5, seed=0)
     assert torch.equal(whole.sample_prior(5, seed=0), x)
-    two = declared(files, prior={"path": "two.nc", "sample": "time", "variable": ["tas", "pr"]})
+    both = {"path": "two.nc", "sample": "time", "variable": ["tas", "pr"]}
+    two = declared(files, prior=both, physics={**POINTS, "missing": 0.5})
     assert two.field_shape == (2, 6, 8) and two.observation_shape == (2, 4)
     assert two.dims[0] == "channel" and two.coords["channel"].values.tolist() == ["tas", "pr"]
     # More than a machine should hold stays on the disk.

@@ -117,7 +117,7 @@ def test_a_spectral_start_is_exact_where_the_operator_is_diagonal(
         )
         error = q.loc[i].double() - mean
         assert float(error @ torch.linalg.solve(covariance, error)) < 0.02
-        root = q[i : i + 1].contract(eye.float(), q.scale[i])
+        root = q[i : i + 1].contract(eye.float().unsqueeze(1), q.scale[i]).squeeze(1)
         torch.testing.assert_close(
             (root @ root.mT).squeeze(0).double(), covariance, atol=5e-3, rtol=0
         )

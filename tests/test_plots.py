@@ -295,6 +295,13 @@ def test_training_history_reads_rows_and_files_alike(tmp_path: Path) -> None:
         np.testing.assert_allclose(loss.lines[0].get_xdata(), [10 * i for i in range(40)])
         assert loss.get_yscale() == "log" and flow.get_yscale() == "linear"
     picture(plots.training_history(rows), tmp_path)
+    scored = [{"step": 0, "validation": 2.0, "loss": "", "seconds": 0.0}]
+    scored += [{"step": 5 * i, "loss": 1.0 / i, "seconds": 1.0 * i} for i in range(1, 9)]
+    scored[-1]["validation"] = 1.5
+    score, loss = plots.training_history(scored).axes  # the time is no curve
+    assert set(score.lines[0].get_ydata()) == {2.0}  # the start's
+    np.testing.assert_allclose(score.lines[1].get_xydata(), [[0, 2.0], [40, 1.5]])
+    assert loss.lines[0].get_xdata().tolist() == list(range(5, 45, 5))
     with pytest.raises(ValueError, match="'history' must hold rows"):
         plots.training_history([])
 

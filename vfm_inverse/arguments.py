@@ -57,6 +57,29 @@ def build_parser(subcommands: Mapping[str, Callable[..., int]]) -> argparse.Argu
 
     add("problems", "List the problems that come with the package.")
 
+    sub = add("new", "Write a first settings file, or a first module, that runs as it is.")
+    sub.add_argument(
+        "--from",
+        dest="source",
+        type=Path,
+        metavar="FIELDS.nc|IMAGES",
+        help="fields (netCDF, zarr) or a folder of pictures, of which the prior is made",
+    )
+    sub.add_argument(
+        "--stations", type=Path, metavar="TABLE.csv", help="places where the fields are observed"
+    )
+    sub.add_argument(
+        "--physics", metavar="deepinv:CLASS|module:object", help="operator that observes them"
+    )
+    sub.add_argument("--code", action="store_true", help="write a Python module instead")
+    sub.add_argument(
+        "out",
+        nargs="?",
+        type=Path,
+        metavar="OUT",
+        help="file to write (default: problem.toml, or own_problem.py); it must be a new one",
+    )
+
     sub = add("inspect", "Say what a run, a data file or a settings file is, in ten lines.")
     sub.add_argument("path", type=Path, metavar="RUN|FILE|CONFIG.toml", help="what to look at")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vfm_inverse.card import Card, standing
-from vfm_inverse.config import Recipe, RunConfig, check_config, read_config, recipe_of
+from vfm_inverse.config import Recipe, RunConfig, read_config, recipe_of
 from vfm_inverse.console import emit, say
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def train(args: argparse.Namespace) -> int:
 
     from vfm_inverse import runs
     from vfm_inverse.build import build
+    from vfm_inverse.config_checks import check_config
     from vfm_inverse.files import locked
     from vfm_inverse.recipes import make_problem
     from vfm_inverse.run_settings import CONFIG, write_settings
@@ -65,10 +66,10 @@ def train(args: argparse.Namespace) -> int:
             )
         home = Path(args.target).parent if args.target.endswith(".toml") else Path.cwd()
         problem = make_problem(Recipe(config.problem, home.absolute()))
-        vfm = build(problem, **config.model)
+        bar, seed = not args.json, args.seed or 0
+        vfm = build(problem, **config.model, progress=bar)
         if not goes_on:
             write_settings(args.out, config, problem)
-        bar, seed = not args.json, args.seed or 0
         fit(vfm, problem, **config.fit, checkpoint_dir=args.out, resume=args.resume, progress=bar)
         if goes_on:
             write_settings(args.out, config, problem)
@@ -210,7 +211,21 @@ def inspect(args: argparse.Namespace) -> int:
     return 0
 
 
+def new(args: argparse.Namespace) -> int:
+    """``vfm-inverse new``."""
+    from vfm_inverse.starters import write_starter
+
+    given = {"source": args.source, "stations": args.stations, "physics": args.physics}
+    path, target = write_starter(args.out, **given, module=args.code)
+    command = f"vfm-inverse train {target} --out runs/{path.stem}"
+    if args.json:
+        return emit({"file": str(path), "command": command})
+    say(f"{path} is written; read it, then: {command}")
+    return 0
+
+
 SUBCOMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "new": new,
     "problems": list_problems,
     "inspect": inspect,
     "train": train,

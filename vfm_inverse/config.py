@@ -35,13 +35,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from vfm_inverse.settings import check_settings
-
 __all__ = [
     "DECLARED",
     "Recipe",
     "RunConfig",
-    "check_config",
     "check_keys",
     "read_config",
     "recipe_of",
@@ -172,29 +169,6 @@ def _check_problem(table: Mapping[str, Any]) -> None:
             "[problem] must have a 'name' or an 'object', one string, or the tables "
             f"[problem.prior], [problem.physics] and [problem.noise]; got {dict(table)!r:.200}"
         )
-
-
-def check_config(config: RunConfig) -> None:
-    """Refuse settings that nothing would read, or that are out of range, before anything begins.
-
-    Raises:
-        ValueError: the message names section and key.
-    """
-    from vfm_inverse.build import build
-    from vfm_inverse.calibration import calibrate
-    from vfm_inverse.objective import Objective
-    from vfm_inverse.training import fit
-
-    check_keys("model", config.model, build, reserved=["problem"])
-    ours = ["vfm", "problem", "checkpoint_dir", "resume", "progress", "callbacks"]
-    check_keys("fit", config.fit, fit, reserved=ours)
-    ours = ["posterior_fn", "problem", "quantities", "seed", "provenance", "progress"]
-    check_keys("calibration", config.calibration, calibrate, reserved=ours)
-    for section in ("model", "fit", "calibration"):
-        check_settings(section, getattr(config, section), section)
-    if isinstance(terms := config.fit.get("objective"), dict):
-        check_keys("fit.objective", terms, Objective, reserved=["vfm"])
-        check_settings("objective", terms, "fit.objective")
 
 
 def refuse_unknown(what: str, given: Iterable[str], known: Iterable[str]) -> None:

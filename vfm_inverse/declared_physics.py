@@ -336,7 +336,7 @@ def _points(arguments: dict[str, Any], fields: AxisLabels, folder: Path) -> Oper
         labels["obs_dims"] = ("obs_channel", "station")
     draw = None
     if (share := SHARE.check("missing", arguments.get("missing", 0.0), "problem.physics")) > 0:
-        draw = _Missing(share, num)
+        draw = _Missing(share, (num,) if shape[0] == 1 else (1, num))
     physics = operators.PointObservations(shape, points.clamp(0, 1))
     return Operator(physics, draw, labels, table=table)
 
@@ -377,14 +377,14 @@ class _Networks:
 
 @dataclass(frozen=True)
 class _Missing:
-    """Masks ``(num, rows)`` of stations: a share up to ``largest`` of them is missing."""
+    """Masks ``(num, *size)`` of stations: a share up to ``largest`` of them is missing."""
 
     largest: float
-    rows: int
+    size: tuple[int, ...]
 
     def __call__(self, num: int) -> dict[str, Tensor]:
-        share = self.largest * torch.rand(num, 1)
-        kept = torch.rand(num, self.rows) >= share
+        share = self.largest * torch.rand(num, *[1] * len(self.size))
+        kept = torch.rand(num, *self.size) >= share
         return {"mask": kept.to(torch.get_default_dtype())}
 
 

@@ -15,8 +15,8 @@
    grey = true               # or false: in colour; as stored where left out
    test = 0.1                # the last share of the pictures, in the order of their names
 
-What is held out for tests is never trained on. Values may be missing nowhere. Up to a gigabyte is
-held in memory; more is read by dask as it is drawn.
+What is held out for tests is never trained on. Values may be missing nowhere. Up to 256 MiB
+are held in memory; more is read by dask as it is drawn.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from vfm_inverse.settings import Setting
 
 __all__ = ["Fields", "read_prior"]
 
-IN_MEMORY = 2**30
+IN_MEMORY = 2**28
 """Bytes of samples up to which they are held in memory."""
 
 SHARE = Setting(float, 0, 1, open_low=True, open_high=True)
@@ -161,8 +161,8 @@ def _labelled(table: Mapping[str, Any], paths: list[Path], folder: Path, signal:
     if isinstance(test, str) and ((folder / test).exists() or glob(str(folder / test))):
         tests = _samples(table, _paths(test, folder))
     else:
-        held_out = _held_out(train, test, table.get("sample", SAMPLE))
-        train, tests = train.isel({SAMPLE: ~held_out}), train.isel({SAMPLE: held_out})
+        kept, held_out = _parts(train, test, table.get("sample", SAMPLE))
+        train, tests = train.isel({SAMPLE: kept}), train.isel({SAMPLE: held_out})
     if signal and train.ndim == 2:
         train, tests = (data.expand_dims(CHANNEL) for data in (train, tests))
     for part, data in {"training": train, "tests": tests}.items():
@@ -273,20 +273,21 @@ def _held(data: xr.DataArray, dataset: xr.Dataset) -> xr.DataArray:
         ) from error
 
 
-def _held_out(data: xr.DataArray, test: Any, sample: str) -> np.ndarray:
-    """Which samples are held out, ``(n,)``."""
+def _parts(data: xr.DataArray, test: Any, sample: str) -> tuple[slice | np.ndarray, slice]:
+    """Which samples are trained on, and which are held out."""
     num = data.sizes[SAMPLE]
-    held_out = np.zeros(num, dtype=bool)
     if isinstance(test, str):
-        held_out[_range(data, test, sample)] = True
+        held_out = _range(data, test, sample)
     else:
-        held_out[num - max(1, round(_share(test) * num)) :] = True
-    if held_out.all() or not held_out.any():
+        held_out = slice(num - max(1, round(_share(test) * num)), num)
+    first, last, _ = held_out.indices(num)
+    if not 0 < last - first < num:
         raise ValueError(
             f"'test' in [problem.prior] must leave samples for training and for tests; {test!r} "
-            f"holds out {int(held_out.sum())} of {num}"
+            f"holds out {max(0, last - first)} of {num}"
         )
-    return held_out
+    # A slice takes no memory of its own.
+    return slice(0, first) if last == num else np.r_[:first, last:num], held_out
 
 
 def _range(data: xr.DataArray, test: str, sample: str) -> slice:

@@ -24,8 +24,14 @@ __all__ = ["ContractedNormal", "Modes", "StandardNormal"]
 
 
 class Modes(Protocol):
-    """As many orthonormal columns as dimensions, which all observations share and a fast transform
-    multiplies by."""
+    """As many orthonormal columns as dimensions, which a fast transform multiplies by."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether all observations have the same columns."""
+
+    def __getitem__(self, rows: slice) -> Modes:
+        """Those of some observations."""
 
     def project(self, x: Tensor) -> Tensor:
         """``V^T x``, ``(*batch, d)``."""
@@ -121,7 +127,9 @@ class ContractedNormal(TorchDistribution):
         """Covariance, ``(*batch, d, d)``; for small ``d``."""
         eye = torch.eye(self.event_shape[0], dtype=self.loc.dtype, device=self.loc.device)
         if not isinstance(self.basis, Tensor):
-            return self.basis.lift(self.basis.project(eye) * self.scale.square().unsqueeze(-2))
+            # Rows of the identity as samples, so that each observation has its own columns.
+            rows = eye.unsqueeze(1).expand(-1, self.loc.shape[0], -1)
+            return self.lift(self.project(rows) * self.scale.square()).movedim(0, 1)
         weighted = self.basis * (self.scale.square() - 1).unsqueeze(-2)
         return eye + weighted @ self.basis.mT
 
@@ -170,22 +178,22 @@ class ContractedNormal(TorchDistribution):
         Raises:
             ValueError: every law of the batch has directions of its own.
         """
+        if not (self.basis.dim() == 2 if isinstance(self.basis, Tensor) else self.basis.shared):
+            raise ValueError(
+                "the Gaussian start must have directions that all observations share, and not one "
+                "operator for each; take the adapter 'contraction' there"
+            )
         chosen = self.scale.flatten(0, -2).mean(0).argsort()[:rank]
         if not isinstance(self.basis, Tensor):
             unit = self.loc.new_zeros(rank, self.event_shape[0])
             unit[torch.arange(rank), chosen] = 1
             return self.basis.lift(unit).T
-        if self.basis.dim() > 2:
-            raise ValueError(
-                "the Gaussian start must have directions that all observations share, and not one "
-                "operator for each; take the adapter 'contraction' there"
-            )
         return self.basis[:, chosen]
 
     def __getitem__(self, rows: slice) -> ContractedNormal:
         """The laws of some rows of a batch with one dimension."""
         basis = self.basis
-        if isinstance(basis, Tensor) and basis.dim() > 2:
+        if not isinstance(basis, Tensor) or basis.dim() > 2:
             basis = basis[rows]
         return ContractedNormal(self.loc[rows], basis, self.scale[rows], validate_args=False)
 

@@ -283,7 +283,8 @@ def training_history(history: str | Path | Iterable[Mapping[str, Any]]) -> Figur
         if name == "validation":
             panel.plot(at, values, color=BLUE, lw=1.5, marker="o", ms=2.5)
             if len(values) and at[0] == 0:
-                panel.axhline(values[0], color=GREY, lw=0.8, ls="--")
+                panel.axhline(values[0], color=GREY, lw=1.0, ls=(0, (4, 2)), label="start")
+                panel.legend(loc="best")
         else:
             window = max(1, len(at) // 20)
             around = [values[max(0, i - window) : i + window + 1] for i in range(len(values))]

@@ -69,10 +69,10 @@ TEXTS = {
     ),
     "history": (
         "Training",
-        "The energy score on held-out simulations along training, with that of the start as a "
-        "line; terms of the loss and health figures, with a running median.",
-        "A term that still falls: train longer. A dispersion far above one: the adapter is "
-        "collapsing.",
+        "The energy score on held-out simulations, with that of the untrained map as a dashed "
+        "line; terms of the loss and health figures with a running median.",
+        "Scores that never fall below the line: training gained nothing. A term that still falls: "
+        "train longer. A dispersion far above one: the adapter is collapsing.",
     ),
 }
 

@@ -108,6 +108,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "max_rank": COUNT,
         "num_simulations": PAIR,
         "seed": SEED,
+        "progress": FLAG,
     },
     "fit": {
         "steps": Setting(int, 1, MOST, words=("auto",)),

@@ -13,6 +13,7 @@ from deepinv.physics import Denoising, GaussianNoise, Inpainting
 
 import vfm_inverse as vi
 from vfm_inverse import calibration, problems
+from vfm_inverse.calibration import grades
 from vfm_inverse.card import (
     CalibrationWarning,
     Card,
@@ -56,6 +57,7 @@ def test_the_card_says_what_was_checked_and_how() -> None:
     assert card.figures["smallest_p"] == pytest.approx(float(report.p_adjusted.min()))
     assert card.figures["joint_p"] == pytest.approx(float(report.tarp_p_adjusted))
     assert card.figures["crps_skill"] == pytest.approx(float(report.skill.sel(score="crps")))
+    assert [row[:2] for row in card.grades] == [[one.aspect, "pass"] for one in grades(report)]
     low, high = card.valid_range["sigma"]
     assert 0.1 <= low < 0.11 and 0.49 < high <= 0.5
     assert card.valid_range["y"][0] < -2 and card.valid_range["y"][1] > 2
@@ -203,3 +205,13 @@ def test_an_observation_outside_the_certified_range_warns_once_with_the_distance
     assert f"at {float(expected.max()):.3g} times its edge" in message
     with pytest.warns(CalibrationWarning, match=r"1 of 1 .* by 'sigma'\."):
         vfm(y[0], sigma=torch.tensor(2.0))
+
+
+def test_a_card_of_an_older_version_has_no_grades_and_is_read() -> None:
+    vfm, problem, report = checked()
+    table = json.loads(certify(vfm, problem, report).to_json())
+    assert Card.from_json(json.dumps(table)).grades == table.pop("grades")
+    assert Card.from_json(json.dumps(table)).grades == []
+    for wrong in ([["means", "pass"]], ["pass"], [["means", "pass", 1]], "pass"):
+        with pytest.raises(ValueError, match="'grades' of a calibration card must"):
+            Card.from_json(json.dumps(table | {"grades": wrong}))

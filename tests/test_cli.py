@@ -137,7 +137,7 @@ def test_train_leaves_a_run_folder(run: Path) -> None:
         "report.html",
     }
     config = json.loads((run / "config.json").read_text())
-    assert config["problem_kwargs"] == {"dim": 3, "obs_dim": 2}
+    assert config["problem"] == {"name": "linear-gaussian", "dim": 3, "obs_dim": 2}
 
 
 def test_sample_writes_labelled_draws(
@@ -191,6 +191,13 @@ def test_calibrate_writes_the_verdict(run: Path, capsys: pytest.CaptureFixture[s
     assert (card.verdict, card.num_simulations) == (printed["verdict"], 30)
     assert open_run(run, warn=False)[0].card == card
     assert 0 <= printed["coverage_90"] <= 1
+    assert [list(one.values()) for one in printed["grades"]] == card.grades
+    # For people, a line each.
+    assert main(["calibrate", str(run), *sizes]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for aspect, grade, size in card.grades:
+        assert f"{aspect:<20}{grade:<12}{size}" in lines
+    assert any("the untrained map's" in line and line.startswith("CRPS") for line in lines)
 
 
 @pytest.mark.parametrize("fault", ["uncertified", "fail"])
@@ -263,7 +270,7 @@ def test_the_command_line_wins_over_the_file(settings: Path) -> None:
     config = settings_of(build_parser(SUBCOMMANDS).parse_args(command))
     assert config.fit["steps"] == 9
     assert config.fit["seed"] == config.model["seed"] == 7
-    assert config.problem_kwargs == {"dim": 3, "obs_dim": 2, "sigma": 0.5}
+    assert config.problem.items() >= {"dim": 3, "obs_dim": 2, "sigma": 0.5}.items()
     assert config.model["adapter"] == "full"
 
 
@@ -316,7 +323,10 @@ def test_no_settings_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     ("content", "text"),
     [
         ("not = [toml", "is not a settings file"),
-        ("[problem]\nsize = 3", "[problem] must have a 'name', a string; got None"),
+        (
+            "[problem]\nsize = 3",
+            "[problem] must have a 'name' or an 'object', one string, or the tables",
+        ),
         ("problem = 3", "'problem' must be a table; got 3"),
     ],
 )
@@ -404,7 +414,7 @@ def test_diverged_training_exits_with_1(
 
 def test_only_the_problem_is_required() -> None:
     config = RunConfig.from_tables({"problem": {"name": "checkerboard"}})
-    assert config == RunConfig("checkerboard")
+    assert config == RunConfig({"name": "checkerboard"})
 
 
 def test_reserved_arguments_are_not_settings() -> None:

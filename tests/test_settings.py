@@ -81,6 +81,9 @@ def test_messages_are_short_and_name_the_section() -> None:
     "setting",
     [
         {"validations": 0},
+        {"steps": "long"},
+        {"steps": "auto", "minutes": 0},
+        {"minutes": 5},
         {"checkpoint_every": 0},
         {"batch_size": 1},
         {"average_decay": 2.0},
@@ -100,7 +103,7 @@ def test_fit_refuses_what_makes_no_sense_and_writes_nothing(
 ) -> None:
     ours = problems.load("linear-gaussian")
     vfm = vi.VariationalFlowMap.for_problem(ours, num_simulations=300, width=8, depth=1)
-    name, value = next(iter(setting.items()))
+    name, value = list(setting.items())[-1]
     name = next(iter(value)) if isinstance(value, dict) else name
     with pytest.raises(ValueError, match=f"'{name}'"):
         fit(vfm, ours, **({"steps": 2, "device": "cpu"} | setting), checkpoint_dir=tmp_path / "r")

@@ -57,13 +57,40 @@ def build_parser(subcommands: Mapping[str, Callable[..., int]]) -> argparse.Argu
 
     add("problems", "List the problems that come with the package.")
 
+    sub = add("new", "Write a first settings file, or a first module, that runs as it is.")
+    sub.add_argument(
+        "--from",
+        dest="source",
+        type=Path,
+        metavar="FIELDS.nc|IMAGES",
+        help="fields (netCDF, zarr) or a folder of pictures, of which the prior is made",
+    )
+    sub.add_argument(
+        "--stations", type=Path, metavar="TABLE.csv", help="places where the fields are observed"
+    )
+    sub.add_argument(
+        "--physics", metavar="deepinv:CLASS|module:object", help="operator that observes them"
+    )
+    sub.add_argument("--code", action="store_true", help="write a Python module instead")
+    sub.add_argument(
+        "out",
+        nargs="?",
+        type=Path,
+        metavar="OUT",
+        help="file to write (default: problem.toml, or own_problem.py); it must be a new one",
+    )
+
     sub = add("inspect", "Say what a run, a data file or a settings file is, in ten lines.")
     sub.add_argument("path", type=Path, metavar="RUN|FILE|CONFIG.toml", help="what to look at")
 
     # Without defaults: what the command line leaves out, the settings file may say.
     unset = compute(seed=None, device=None)
     sub = add("train", "Train a map and check its calibration.", unset)
-    sub.add_argument("target", metavar="PROBLEM|CONFIG.toml", help="problem or settings")
+    sub.add_argument(
+        "target",
+        metavar="PROBLEM|CONFIG.toml|module:object",
+        help="problem, settings, or a problem of yours in a Python module",
+    )
     sub.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder of the run")
     sub.add_argument(
         "--steps",
@@ -87,10 +114,17 @@ def build_parser(subcommands: Mapping[str, Callable[..., int]]) -> argparse.Argu
     )
     sub.add_argument("--resume", action="store_true", help="continue the run in the folder")
 
+    own = argparse.ArgumentParser(add_help=False)
+    own.add_argument(
+        "--problem",
+        metavar="module:object|CONFIG.toml",
+        help="problem of the run, where its code or its files are elsewhere now",
+    )
+
     draw = "Draw from the posterior of an observation."
     correction = "Draw, and correct the draws until their diagnostics are satisfied."
     for name, summary, num in (("sample", draw, 1000), ("correct", correction, 1024)):
-        sub = add(name, summary, compute())
+        sub = add(name, summary, compute(), own)
         sub.add_argument("folder", type=Path, metavar="RUN", help="folder of a trained run")
         sub.add_argument("observation", type=Path, metavar="OBS.nc", help="what was observed")
         sub.add_argument(
@@ -116,7 +150,7 @@ def build_parser(subcommands: Mapping[str, Callable[..., int]]) -> argparse.Argu
         )
         sub.add_argument("--draws", action="store_true", help="write the draws too")
 
-    sub = add("calibrate", "Check the calibration of a trained map.", compute())
+    sub = add("calibrate", "Check the calibration of a trained map.", compute(), own)
     sub.add_argument("folder", type=Path, metavar="RUN", help="folder of a trained run")
     sub.add_argument(
         "--num-simulations",
@@ -134,7 +168,7 @@ def build_parser(subcommands: Mapping[str, Callable[..., int]]) -> argparse.Argu
         "--strict", action="store_true", help="exit with 1 when the verdict is 'fail'"
     )
 
-    sub = add("report", "Write the report page of a run from its files.", compute())
+    sub = add("report", "Write the report page of a run from its files.", compute(), own)
     sub.add_argument("folder", type=Path, metavar="RUN", help="folder of a calibrated run")
 
     sub = add("verify", "Certify adjoint, derivatives and noise of an operator.")

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vfm_inverse.card import Card, standing
-from vfm_inverse.config import RunConfig, check_config, read_config
+from vfm_inverse.config import Recipe, RunConfig, read_config, recipe_of
 from vfm_inverse.console import emit, say
 
 if TYPE_CHECKING:
     from xarray import Dataset
 
     from vfm_inverse.posterior import VariationalFlowMap
+    from vfm_inverse.problem import InverseProblem
 
 __all__ = ["SUBCOMMANDS", "conclude", "settings_of"]
 
@@ -43,9 +44,12 @@ def train(args: argparse.Namespace) -> int:
     """``vfm-inverse train``."""
     config = settings_of(args)
 
-    from vfm_inverse import problems, runs
+    from vfm_inverse import runs
     from vfm_inverse.build import build
+    from vfm_inverse.config_checks import check_config
     from vfm_inverse.files import locked
+    from vfm_inverse.recipes import make_problem
+    from vfm_inverse.run_settings import CONFIG, write_settings
     from vfm_inverse.training import fit
 
     check_config(config)
@@ -55,19 +59,20 @@ def train(args: argparse.Namespace) -> int:
             runs.check_resume(args.out, config)
             if not goes_on:
                 say(f"no checkpoint in '{args.out}' yet: training starts at step 0", sys.stderr)
-        elif goes_on or any((args.out / name).exists() for name in (runs.MODEL, runs.CONFIG)):
+        elif goes_on or any((args.out / name).exists() for name in (runs.MODEL, CONFIG)):
             raise ValueError(
                 f"'{args.out}' already holds a run: continue it with --resume, or choose another "
                 "--out"
             )
-        problem = problems.load(config.problem, **config.problem_kwargs)
+        home = Path(args.target).parent if args.target.endswith(".toml") else Path.cwd()
+        problem = make_problem(Recipe(config.problem, home.absolute()))
         vfm = build(problem, **config.model)
         if not goes_on:
-            runs.write_settings(args.out, config)
+            write_settings(args.out, config, problem)
         bar, seed = not args.json, args.seed or 0
         fit(vfm, problem, **config.fit, checkpoint_dir=args.out, resume=args.resume, progress=bar)
         if goes_on:
-            runs.write_settings(args.out, config)
+            write_settings(args.out, config, problem)
         checked = runs.calibrate_run(
             args.out, vfm, problem, seed=seed, progress=bar, **config.calibration
         )
@@ -78,13 +83,12 @@ def train(args: argparse.Namespace) -> int:
 def sample(args: argparse.Namespace) -> int:
     """``vfm-inverse sample``."""
     from vfm_inverse.observations import read_observation
-    from vfm_inverse.runs import check_output, open_run
+    from vfm_inverse.runs import check_output
     from vfm_inverse.streaming import sample_to_netcdf
-    from vfm_inverse.training import resolve_device
 
     quantiles = quantiles_of(args)
     check_output(args.out, args.folder, args.observation)
-    vfm, problem = open_run(args.folder, resolve_device(args.device))
+    vfm, problem = opened_run(args)
     y, params, labels = read_observation(args.observation, problem)
     given: dict[str, Any] = {"params": params, "seed": args.seed, "observation": labels}
     given |= {"quantiles": quantiles, "keep_draws": args.draws}
@@ -103,12 +107,11 @@ def correct(args: argparse.Namespace) -> int:
     from vfm_inverse.correction import auto
     from vfm_inverse.labelled import save_netcdf, summary, to_xarray
     from vfm_inverse.observations import read_observation
-    from vfm_inverse.runs import check_output, open_run
-    from vfm_inverse.training import resolve_device
+    from vfm_inverse.runs import check_output
 
     quantiles = quantiles_of(args)
     check_output(args.out, args.folder, args.observation)
-    vfm, problem = open_run(args.folder, resolve_device(args.device))
+    vfm, problem = opened_run(args)
     y, params, labels = read_observation(args.observation, problem)
     ensemble = auto(vfm, y, args.num_draws, seed=args.seed, **params)
     provenance = {**vfm.provenance(), "seed": args.seed}
@@ -137,11 +140,10 @@ def correct(args: argparse.Namespace) -> int:
 
 def calibrate(args: argparse.Namespace) -> int:
     """``vfm-inverse calibrate``."""
-    from vfm_inverse.runs import calibrate_run, open_run
-    from vfm_inverse.training import resolve_device
+    from vfm_inverse.runs import calibrate_run
 
     # That it was not checked yet is why it is checked now.
-    vfm, problem = open_run(args.folder, resolve_device(args.device), warn=False)
+    vfm, problem = opened_run(args, warn=False)
     checked = calibrate_run(
         args.folder,
         vfm,
@@ -157,10 +159,9 @@ def calibrate(args: argparse.Namespace) -> int:
 
 def report(args: argparse.Namespace) -> int:
     """``vfm-inverse report``."""
-    from vfm_inverse.runs import open_calibration, open_run, report_run
-    from vfm_inverse.training import resolve_device
+    from vfm_inverse.runs import open_calibration, report_run
 
-    vfm, problem = open_run(args.folder, resolve_device(args.device))
+    vfm, problem = opened_run(args)
     checked = open_calibration(args.folder)
     page = report_run(args.folder, vfm, problem, checked, seed=args.seed)
     if args.json:
@@ -210,7 +211,21 @@ def inspect(args: argparse.Namespace) -> int:
     return 0
 
 
+def new(args: argparse.Namespace) -> int:
+    """``vfm-inverse new``."""
+    from vfm_inverse.starters import write_starter
+
+    given = {"source": args.source, "stations": args.stations, "physics": args.physics}
+    path, target = write_starter(args.out, **given, module=args.code)
+    command = f"vfm-inverse train {target} --out runs/{path.stem}"
+    if args.json:
+        return emit({"file": str(path), "command": command})
+    say(f"{path} is written; read it, then: {command}")
+    return 0
+
+
 SUBCOMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "new": new,
     "problems": list_problems,
     "inspect": inspect,
     "train": train,
@@ -230,10 +245,9 @@ SUBCOMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
 
 def settings_of(args: argparse.Namespace) -> RunConfig:
     """The settings file or the problem's name, with what the command line adds."""
-    tables: dict[str, Any] = {"problem": {"name": args.target}}
+    tables: dict[str, Any] = {"problem": {"object" if ":" in args.target else "name": args.target}}
     if args.target.endswith(".toml"):
         tables = asdict(read_config(args.target))
-        tables["problem"] = {"name": tables["problem"], **tables.pop("problem_kwargs")}
     for setting in args.set:
         section, dot, key = setting.partition("=")[0].strip().partition(".")
         if not dot or "=" not in setting:
@@ -247,6 +261,19 @@ def settings_of(args: argparse.Namespace) -> RunConfig:
     if args.seed is not None:
         tables["model"] = {**tables.get("model", {}), "seed": args.seed}
     return RunConfig.from_tables(tables)
+
+
+def opened_run(
+    args: argparse.Namespace, *, warn: bool = True
+) -> tuple[VariationalFlowMap, InverseProblem]:
+    """The map of the run that is named, and its problem or the one that is named instead."""
+    from vfm_inverse.recipes import make_problem
+    from vfm_inverse.runs import open_run
+    from vfm_inverse.training import resolve_device
+
+    device = resolve_device(args.device)
+    problem = None if args.problem is None else make_problem(recipe_of(args.problem))
+    return open_run(args.folder, device, problem=problem, warn=warn)
 
 
 def parsed(text: str) -> Any:

@@ -25,6 +25,7 @@ from vfm_inverse.run_inspection import (
 from vfm_inverse.surveys import (
     column_of,
     fields,
+    is_store,
     is_table,
     labels,
     opened,
@@ -63,9 +64,7 @@ def inspect_path(path: str | Path) -> dict[str, Any]:
         return of_checkpoint(path)
     if path.is_dir() and any((path / name).is_file() for name in (MODEL, STATE, CONFIG)):
         return of_run(path)
-    zarr = path.suffix.lower() == ".zarr" or (path / ".zgroup").exists()
-    zarr = zarr or (path / "zarr.json").exists()
-    if path.is_dir() and not zarr:
+    if path.is_dir() and not is_store(path):
         raise ValueError(
             f"'{path}' is a folder that holds no run ({MODEL}, {STATE} or {CONFIG}) and is no "
             "zarr store"
@@ -259,11 +258,13 @@ def _card_text(card: Any, *further: str) -> dict[str, Any]:
 
 
 def _of_settings(path: Path) -> dict[str, Any]:
-    from vfm_inverse.config import check_config, read_config
+    from vfm_inverse.config import read_config, recipe_of
+    from vfm_inverse.config_checks import check_config
+    from vfm_inverse.recipes import make_problem
 
     config = read_config(path)
     check_config(config)
-    problem = _problem_of(path, config)
+    problem = make_problem(recipe_of(str(path)))
     found: dict[str, Any] = {
         "what": "settings of a run",
         "problem": problem.name or "a problem of your own",
@@ -275,9 +276,3 @@ def _of_settings(path: Path) -> dict[str, Any]:
     for section in ("model", "fit", "calibration"):
         found[section] = getattr(config, section)
     return found
-
-
-def _problem_of(path: Path, config: Any) -> Any:
-    from vfm_inverse import problems
-
-    return problems.load(config.problem, **config.problem_kwargs)

@@ -5,8 +5,7 @@ r"""An inverse problem: a prior over fields, and how a field becomes an observat
 with parameters :math:`\psi` of the physics and its noise (a mask, sigma, ...) that may differ from
 one sample to the next and may be none. The observation is given by exactly one of a deepinv
 ``Physics`` with its noise model, a likelihood (fields to a distribution) or a simulator (fields to
-observations, without a density). All else here is bookkeeping: shapes, splits, seeds, checks of
-what comes in, and the names and units that labelled output needs.
+observations, without a density). All else here is bookkeeping.
 """
 
 from __future__ import annotations
@@ -35,6 +34,7 @@ from vfm_inverse.checks import (
     check_type,
     resolve_device,
 )
+from vfm_inverse.config import Recipe
 from vfm_inverse.labels import AxisLabels
 from vfm_inverse.observation_model import ObservationModel
 from vfm_inverse.priors import LabelledPrior, LogPrior, Prior, moments, samplers
@@ -58,8 +58,7 @@ class InverseProblem:
             draw reads only the samples that it needs). ``*event`` is ``(d,)`` for vectors, ``(C,
             L)``, ``(C, H, W)`` or ``(C, D, H, W)`` for fields. Samples are drawn with replacement.
         physics: a deepinv ``Physics`` whose noise model has a density (see ``noise_laws``).
-        likelihood: callable ``(x, **params) -> Distribution`` over observations, whose batch shape
-            is that of ``x``.
+        likelihood: callable ``(x, **params) -> Distribution`` over observations, batched as ``x``.
         simulator: callable ``(x, **params) -> y``; what needs a density then refuses.
         transform: torch ``Transform``, element by element, from unbounded values to the support of
             the prior, in whose domain the map then works: ``ExpTransform()`` for positive fields,
@@ -69,8 +68,7 @@ class InverseProblem:
         test_prior: held-out prior of the same kinds. Without one, the last tenth of a prior given
             by samples is held out (nothing below 20 samples); a callable or a distribution serves
             both.
-        reference: callable ``(y, **params) -> Distribution`` over fields: the exact or a
-            gold-standard posterior.
+        reference: callable ``(y, **params) -> Distribution``: the exact or a gold posterior.
         dtype: ``torch.float32`` or ``torch.float64``, the type of all numbers of the problem and
             of maps that are built for it. By default that of the prior's tensors; torch's default
             type where the prior is a NumPy or labelled array or holds integers.
@@ -90,6 +88,7 @@ class InverseProblem:
         physics: as given, a copy of it where it computes in another type, or None.
         device, dtype: of the draws.
         simulations: finite ones, and a count of those left out.
+        recipe: how it is made from a settings file, if it was (:mod:`vfm_inverse.recipes`).
 
     Raises:
         TypeError: an argument is of no kind listed above.
@@ -130,6 +129,7 @@ class InverseProblem:
         self.name = name
         self.kwargs = dict(kwargs or {})
         self.rebuild: Callable[[], InverseProblem] | None = None
+        self.recipe: Recipe | None = None
         self.device = torch.device("cpu")
         self.transform = transform_of(prior) if transform is None else transform
         self.support = None if transform is not None else support_of(prior)

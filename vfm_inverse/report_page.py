@@ -69,9 +69,10 @@ TEXTS = {
     ),
     "history": (
         "Training",
-        "Terms of the loss and health figures along training, with a running median.",
-        "A term that still falls: train longer. A dispersion far above one: the adapter is "
-        "collapsing.",
+        "The energy score on held-out simulations, with that of the untrained map as a dashed "
+        "line; terms of the loss and health figures with a running median.",
+        "Scores that never fall below the line: training gained nothing. A term that still falls: "
+        "train longer. A dispersion far above one: the adapter is collapsing.",
     ),
 }
 
@@ -126,6 +127,9 @@ code { font-size: .95em; }
 @media print { body { margin: 0; max-width: none; } figure, tr { break-inside: avoid; } }
 </style></head><body>
 <h1>{{ title }}</h1>
+{% set untrained = training.startswith("The start was kept") %}
+{% if untrained %}<div class="verdict"><p><strong>{{ training.partition(":")[0] }}:</strong>
+{{ training.partition(": ")[2] }}.</p></div>{% endif %}
 <h2>What may be trusted</h2>
 <p>{{ counts }}. <em>pass</em>: no test of the aspect fails. <em>borderline</em>: one fails, and
 the difference is too small to matter. <em>fail</em>: one fails, and it matters: an offset over 0.1
@@ -137,7 +141,7 @@ rougher or smoother by 5 %.</p>
 <td>{{ one.size }}</td></tr>
 {% endfor %}</tbody></table>
 {% if against %}<p>The CRPS is {{ against }}.</p>{% endif %}
-{% if training %}<p><em>Training.</em> {{ training }}.</p>{% endif %}
+{% if training and not untrained %}<p><em>Training.</em> {{ training }}.</p>{% endif %}
 <h2>Strict verdict</h2>
 <div class="verdict {{ verdict }}"><p><strong>{{ headline }}</strong> {{ reason }}.</p></div>
 <div class="tiles">

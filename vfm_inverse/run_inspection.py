@@ -77,7 +77,7 @@ def of_run(folder: Path) -> dict[str, Any]:
     if state.is_file():
         found |= _training(_header(state)[1], finished)
     elif not finished:
-        found["training"] = "nothing was saved yet: 'vfm-inverse train' can begin again"
+        found["training"] = "nothing was saved yet: with --resume it begins at step 0"
     if finished:
         found |= {**_card(header), **standing}
     files = sorted(f for f in folder.iterdir() if f.is_file() and not f.name.startswith("."))

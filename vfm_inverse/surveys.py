@@ -14,7 +14,17 @@ import xarray as xr
 from vfm_inverse.netcdf_files import FOREIGN, unreadable
 from vfm_inverse.table_columns import LATITUDES, LONGITUDES, table_of
 
-__all__ = ["axis", "column_of", "fields", "is_table", "opened", "range_of", "sample_dim", "survey"]
+__all__ = [
+    "axis",
+    "column_of",
+    "fields",
+    "is_store",
+    "is_table",
+    "opened",
+    "range_of",
+    "sample_dim",
+    "survey",
+]
 
 COUNTING = ("sample", "time", "member", "realization", "ensemble", "number", "draw")
 """Dimensions that count samples, the likeliest first."""
@@ -48,7 +58,7 @@ def opened(path: str | Path) -> Iterator[xr.Dataset]:
             ) from error
         yield table_of(frame)
         return
-    zarr = path.suffix.lower() == ".zarr" or (path.is_dir() and _is_zarr(path))
+    zarr = is_store(path)
     engine: Any = "zarr" if zarr else "netcdf4"
     options: dict[str, Any] = {"engine": engine, "decode_timedelta": False}
     options |= {"consolidated": False} if zarr else {}
@@ -66,8 +76,10 @@ def opened(path: str | Path) -> Iterator[xr.Dataset]:
         yield file
 
 
-def _is_zarr(path: Path) -> bool:
-    return any((path / name).is_file() for name in (".zgroup", ".zmetadata", "zarr.json"))
+def is_store(path: Path) -> bool:
+    """Whether a path is a zarr store."""
+    parts = (".zgroup", ".zmetadata", "zarr.json")
+    return path.suffix.lower() == ".zarr" or any((path / name).is_file() for name in parts)
 
 
 def is_table(data: xr.Dataset) -> bool:

@@ -32,6 +32,7 @@ from vfm_inverse.objective import PRESETS, Objective
 from vfm_inverse.posterior import VariationalFlowMap
 from vfm_inverse.problem import InverseProblem
 from vfm_inverse.randomness import reseed, seeded
+from vfm_inverse.run_settings import CONFIG, remember
 from vfm_inverse.settings import brief, check_settings
 from vfm_inverse.training_files import FIGURES, MODEL, STATE, Row, csv_log
 from vfm_inverse.training_plan import FixedPlan, OpenPlan
@@ -99,7 +100,8 @@ def fit(
         seed: fixes the run.
         device: ``"auto"`` takes a GPU where there is one. Map and problem are moved there and
             stay.
-        checkpoint_dir: folder for ``model.safetensors``, ``training.safetensors`` and ``log.csv``.
+        checkpoint_dir: folder of the run (:mod:`vfm_inverse.runs`), for ``config.json``,
+            ``model.safetensors``, ``training.safetensors`` and ``log.csv``.
         resume: continue from that folder if it holds a run; it must be one of this problem, of a
             map built alike and with the same settings, up to ``device``, ``checkpoint_every``,
             ``progress`` and ``callbacks``.
@@ -184,6 +186,8 @@ def train(
     else:
         run.take_score(score())
         tell(run.log({}))
+    if folder is not None and not (given["resume"] and (folder / CONFIG).exists()):
+        remember(folder, vfm, problem, identity["settings"])
     steps = plan.steps if isinstance(plan, FixedPlan) else None
     words, quiet = f"fit ({in_words(memory)} of memory)", not given["progress"]
     bar = tqdm(total=steps, initial=run.step, disable=quiet, desc=words, unit="step")

@@ -103,7 +103,7 @@ def test_images_in_python(folder: Path) -> None:
 def test_a_prior_larger_than_memory(folder: Path) -> None:
     pytest.importorskip("zarr")
     stored = fields(range(60)).rename(time="sample").rename("fields")
-    stored.chunk(sample=10).to_zarr("fields.zarr", consolidated=False)
+    stored.chunk(sample=10).to_zarr("fields.zarr", zarr_format=2)
     made: dict[str, Any] = {}
     (code,) = blocks("larger_than_memory.md", "python")
     assert "steps=2000" in code

@@ -22,12 +22,14 @@ class Ensemble:
         weights: ``(num, n)`` or ``(num,)``, summing to one over draws.
         diagnostics: figures by name, one for each observation, ``(n,)`` or scalars.
         notes: what was done and why, one sentence for each observation.
+        interrupted: whether the work was interrupted, so that some draws are not corrected.
     """
 
     samples: Tensor
     weights: Tensor
     diagnostics: Mapping[str, Tensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    interrupted: bool = False
 
     @classmethod
     def of(

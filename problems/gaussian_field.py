@@ -106,16 +106,19 @@ def make(
 
 
 def draw_networks(
-    num: int, num_points: int, noise: Callable[[int], dict[str, Tensor]] | None = None
+    num: int,
+    num_points: int,
+    noise: Callable[[int], dict[str, Tensor]] | None = None,
+    axes: int = 2,
 ) -> dict[str, Tensor]:
-    """Station tables ``coords (num, num_points, 2)`` and ``mask (num, num_points)``.
+    """Station tables ``coords (num, num_points, axes)`` and ``mask (num, num_points)``.
 
     The first rows of a table are its stations, as many as a uniform draw from 0 to
     ``num_points``; ``noise`` adds a ``sigma`` for each row.
     """
     count = torch.randint(num_points + 1, (num, 1))
     tables = {
-        "coords": torch.rand(num, num_points, 2),
+        "coords": torch.rand(num, num_points, axes),
         "mask": (torch.arange(num_points) < count).to(torch.get_default_dtype()),
     }
     if noise is not None:

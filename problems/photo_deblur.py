@@ -3,8 +3,9 @@
 The blur is deepinv's ``Blur`` with reflecting edges: the observation lies on the grid of the
 field, without the dark frame of zero padding or the wrap-around of circular padding, and its
 adjoint is exact to rounding. sigma is drawn for every sample and given as a parameter, so that one
-trained map serves them all. The prior exists as patches only: there is no exact posterior.
-``gaussian_prior_posterior`` is the baseline.
+trained map serves them all. Grey values lie between 0 and 1, in draws too: the map works in
+coordinates that differ from them within 0.02 of black and white alone. The prior exists as patches
+only: there is no exact posterior. ``gaussian_prior_posterior`` is the baseline.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from functools import partial
 from deepinv.physics import Blur, GaussianNoise
 from deepinv.physics.functional import gaussian_blur
 
+from vfm_inverse.bounded import SoftBox
 from vfm_inverse.problem import InverseProblem
 from vfm_inverse.problems.gaussian_prior import gaussian_prior_posterior
 from vfm_inverse.problems.noise_levels import Sigma, noise_level
@@ -42,8 +44,9 @@ def make(size: int = 32, sigma: Sigma = (0.02, 0.1), blur: float = 1.5) -> Inver
     level, params = noise_level(sigma)
     kernel = gaussian_blur(sigma=(blur, blur))
     return InverseProblem(
-        prior=partial(draw_patches, size=size, split="train"),
-        test_prior=partial(draw_patches, size=size, split="test"),
+        prior=partial(draw_patches, size=size, split="train", dequantize=True),
+        test_prior=partial(draw_patches, size=size, split="test", dequantize=True),
+        transform=SoftBox(0.0, 1.0, margin=0.02),
         physics=Blur(filter=kernel, padding="reflect", noise_model=GaussianNoise(level)),
         params=params,
         dims=("y", "x"),

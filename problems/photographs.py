@@ -60,11 +60,14 @@ def photograph(name: str) -> Tensor:
     return torch.from_numpy(picture).to(torch.get_default_dtype())
 
 
-def draw_patches(num: int, size: int, split: str) -> Tensor:
+def draw_patches(num: int, size: int, split: str, dequantize: bool = False) -> Tensor:
     """Random patches ``(num, 1, size, size)`` in [0, 1] of the photographs of a split.
 
     A photograph is drawn first, all being equally likely, then a place in it; training patches are
     flipped left-right and up-down with probability one half each.
+
+    With ``dequantize``, a grey level of 256 is the interval that rounding made one of, and values
+    are uniform in it: between 0 and 1, with a density, and no two alike.
     """
     names = PHOTOGRAPHS[split]
     which = torch.randint(len(names), (num,))
@@ -82,4 +85,6 @@ def draw_patches(num: int, size: int, split: str) -> Tensor:
         flip = torch.rand(2, num, 1, 1) < 0.5
         patches = torch.where(flip[0], patches.flip(-1), patches)
         patches = torch.where(flip[1], patches.flip(-2), patches)
+    if dequantize:
+        patches = (255 * patches + torch.rand_like(patches)) / 256
     return patches.unsqueeze(1)

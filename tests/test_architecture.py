@@ -20,7 +20,18 @@ FOLDERS = {
 # These use the whole package on a user's behalf, from above.
 FRONT_DOORS = {"vfm_inverse"} | {
     f"vfm_inverse.{name}"
-    for name in ("checkpoint", "cli", "commands", "demo", "runs", "verification")
+    for name in (
+        "checkpoint",
+        "cli",
+        "commands",
+        "declared",
+        "declared_physics",
+        "demo",
+        "inspection",
+        "recipes",
+        "runs",
+        "verification",
+    )
 }
 
 

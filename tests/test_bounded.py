@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ from torch.distributions.transforms import (
 )
 
 import vfm_inverse as vi
-from vfm_inverse.bounded import Box
+from vfm_inverse.bounded import Box, SoftBox
 from vfm_inverse.problem import InverseProblem
 from vfm_inverse.random_fields import MaternField
 from vfm_inverse.streaming import sample_to_netcdf
@@ -63,20 +63,36 @@ def test_uniform_draws_have_normal_coordinates() -> None:
     assert abs(float((v > 1.645).double().mean()) - 0.05) < 0.004
 
 
+@pytest.mark.parametrize("box", [Box(-1.0, 3.0), SoftBox(-1.0, 3.0, 0.1)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_ends_have_finite_coordinates(dtype: torch.dtype) -> None:
-    box = Box(-1.0, 3.0)
+def test_the_ends_have_finite_coordinates(dtype: torch.dtype, box: Any) -> None:
     ends = torch.tensor([-1.0, 3.0], dtype=dtype)
     v = box.inv(ends)
     assert torch.isfinite(v).all()
     torch.testing.assert_close(box(v), ends)
 
 
-def test_log_derivative() -> None:
-    box = Box(torch.tensor([0.0, -2.0]), torch.tensor([1.0, 5.0]))
-    v = torch.randn(7, 2, dtype=torch.float64)
+@pytest.mark.parametrize(
+    "box",
+    [Box(torch.tensor([0.0, -2.0]), torch.tensor([1.0, 5.0])), SoftBox(-0.5, 1.0, 0.3)],
+)
+def test_log_derivative(box: Any) -> None:
+    v = torch.randn(20, 2, dtype=torch.float64)
     rate = torch.func.jvp(box, (v,), (torch.ones_like(v),))[1]
     torch.testing.assert_close(box.log_abs_det_jacobian(v, box(v)), rate.log())
+    torch.testing.assert_close(box.inv(box(v)), v)
+
+
+def test_a_soft_box_changes_what_is_near_its_ends_alone() -> None:
+    box = SoftBox(0.0, 1.0, 0.1)
+    v = torch.linspace(-2, 3, 5001, dtype=torch.float64)
+    x = box(v)
+    inside = (v >= 0.1) & (v <= 0.9)
+    assert torch.equal(x[inside], v[inside])
+    assert (x >= 0).all() and (x <= 1).all() and (x.diff() >= 0).all()
+    assert box == SoftBox(0.0, 1.0, 0.1) != SoftBox(0.0, 1.0, 0.2)
+    with pytest.raises(ValueError, match="'margin' must lie between 0 and half of high - low"):
+        SoftBox(0.0, 1.0, 0.5)
 
 
 def test_a_box_is_found_in_a_prior() -> None:

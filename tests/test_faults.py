@@ -8,6 +8,7 @@ disturbed, and leave no temporary file. ``KILLS`` and ``FLIPS`` in the environme
 from __future__ import annotations
 
 import contextlib
+import csv
 import os
 import random
 import shutil
@@ -22,7 +23,7 @@ import pytest
 import torch
 
 import vfm_inverse as vi
-from vfm_inverse import cli, problems, runs
+from vfm_inverse import checkpoint, cli, problems, runs, training
 from vfm_inverse.labelled import load_observation, observation_to_xarray, save_netcdf
 from vfm_inverse.netcdf_files import read_netcdf
 
@@ -59,12 +60,12 @@ def finish(job: Callable[[], int]) -> float:
     return time.monotonic() - begin
 
 
-def kill(job: Callable[[], int], after: float) -> None:
-    """Start a job and kill it."""
+def kill(job: Callable[[], int], after: float, number: int = signal.SIGKILL) -> int:
+    """Start a job and send it a signal; its exit code."""
     pid = child(job)
     time.sleep(after)
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
+    os.kill(pid, number)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def command(*words: str | Path) -> Callable[[], int]:
@@ -145,6 +146,44 @@ def test_a_killed_command_is_given_again_and_loses_nothing(
         assert same(whole / file, broken / file), file
     hidden = [p for p in broken.rglob(".*") if p.is_file() and p.stat().st_size > 0]
     assert not hidden
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_training_goes_on_to_the_same_bits(
+    number: int, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every run is stopped, and stopped again where it goes on, until it gets through; then the
+    next one begins. Checkpoints come by time alone, a minute being a fifth of a second here."""
+    monkeypatch.setattr(runs, "report_run", lambda *args, **kwargs: None)
+    monkeypatch.setattr(training, "SAVED_EVERY", 0.2)
+    options = [*TRAIN, "--set=fit.checkpoint_every=100000"]
+    run, files = tmp_path / "run", ("model.safetensors", "calibration.nc")
+    again = command("train", "linear-gaussian", "--out", run, *options)
+    seconds, moment = finish(again), random.Random(number)
+    stops = ends = resumed = 0
+    lost, code = 0.0, 0
+    while stops < KILLS:
+        if code == 0:
+            ends += 1
+            assert all(same(reference / "run" / file, run / file) for file in files)
+            shutil.rmtree(run)
+        code = kill(again, moment.uniform(0.0, seconds), number)
+        if code == 0:
+            continue
+        stops += 1
+        # A child is in nobody's hands until its command has begun.
+        assert code in ((-number,) if number == signal.SIGKILL else (130, 97, -number))
+        if (run / "training.safetensors").exists():
+            header = checkpoint.read(run / "training.safetensors", "training")[1]
+            with open(run / "log.csv", newline="") as file:
+                done = max(float(row["seconds"]) for row in csv.DictReader(file))
+            resumed += header["step"] > 0
+            lost = max(lost, done - header["seconds"])
+    finish(again)
+    assert all(same(reference / "run" / file, run / file) for file in files)
+    assert not [p for p in run.rglob(".*") if p.is_file() and p.stat().st_size > 0]
+    print(f"{stops} stops, {resumed} with a checkpoint, {ends} ends, {lost:.2f} s lost at most")
+    assert resumed and lost < 60
 
 
 FLIPPED = ("run/model.safetensors", "run/training.safetensors", "run/calibration.nc", "obs.nc")

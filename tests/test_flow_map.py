@@ -3,6 +3,8 @@ reach it."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -24,6 +26,7 @@ def networks() -> dict[str, tuple[nn.Module, Tensor | None]]:
         "u-net 2-d with context": (UNet((1, 4, 4), 3, 8, 1), torch.randn(3, 3, 4, 4)),
         "u-net 2-d in patches": (UNet((1, 4, 4), 3, 8, 0, patch=2), torch.randn(3, 3, 4, 4)),
         "u-net 1-d": (UNet((2, 8), 1, 8, 2), torch.randn(3, 1, 8)),
+        "u-net of a vector": (UNet((16,), 1, 8, 1, patch=2), torch.randn(3, 1, 16)),
     }
     for network, _ in made.values():  # the zero layers hide everything
         for parameter in network.parameters():
@@ -236,9 +239,44 @@ def test_interpolation_ends() -> None:
     torch.testing.assert_close(interpolate(x0, x1, torch.ones(2)), x1)
 
 
-def test_unet_refuses_sides_it_cannot_halve() -> None:
-    with pytest.raises(
-        ValueError, match=r"sides divisible by 4 \(patch=1, levels=2\); got \(1, 6, 8\)"
-    ):
-        UNet((1, 6, 8), levels=2)
-    assert UNet((1, 6, 10))(torch.randn(2, 60), torch.ones(2), torch.zeros(2)).shape == (2, 60)
+@pytest.mark.parametrize(
+    ("shape", "strides"),
+    [
+        ((1, 6, 10), [(1, 2)]),
+        ((1, 37, 49), [(2, 2), (2, 2)]),
+        ((2, 127, 3), [(2, 1)] * 3),
+        ((1, 5, 9, 6), [(1, 2, 1)]),
+        ((65,), [(2,)] * 3),
+    ],
+)
+def test_unet_takes_sides_of_any_length(shape: tuple[int, ...], strides: list[Any]) -> None:
+    torch.manual_seed(0)
+    network = UNet(shape, 1, 8)
+    assert [layer.stride for layer in network.down] == strides
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    size, times = torch.Size(shape).numel(), torch.rand(3)
+    x, context = torch.randn(3, size), torch.randn(3, 1, *network.event_shape[1:])
+    out, rate = torch.func.jvp(
+        lambda t: network(x, times, t, context), (times,), (torch.ones_like(times),)
+    )
+    assert out.shape == (3, size)
+    assert (out.std(0) > 0).all() and (rate.abs().sum(0) > 0).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 32, 32), (1, 33, 35), (128,)])
+def test_unet_leaves_no_stripes(shape: tuple[int, ...]) -> None:
+    """Neighbours differ by their values, not by their place in a patch: of white noise the output
+    varies as much at odd places as at even ones."""
+    torch.manual_seed(1)
+    network = UNet(shape, 0, 16)
+    assert network.details is not None
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    with torch.no_grad():
+        out = network(torch.randn(400, torch.Size(shape).numel()), torch.ones(1), torch.zeros(1))
+    std = out.unflatten(1, network.event_shape)[:, 0].std(0)
+    for axis in range(std.dim()):
+        inner = std.movedim(axis, 0)[4:-4]
+        even, odd = inner[0::2].mean(), inner[1::2].mean()
+        assert abs(even / odd - 1) < 0.03

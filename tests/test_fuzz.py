@@ -105,7 +105,7 @@ def calls(folder: Path) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "problem": likely, "steps": 2, "batch_size": 4, "objective": "default", "learning_rate": 1e-3,
         "weight_decay": 0.0, "clip": 1.0, "average_decay": 0.9, "seed": 0, "device": "cpu",
         "checkpoint_dir": None, "resume": False, "checkpoint_every": 1, "log_every": 1,
-        "validations": 1, "num_validation": 4,
+        "validations": 1, "num_validation": 4, "minutes": None, "callbacks": (),
     }  # fmt: skip
     model = {
         "problem": likely, "adapter": None, "observation": "both", "gaussian_start": True,

@@ -95,7 +95,7 @@ def test_coverage_of_narrow_draws_lies_below_the_diagonal() -> None:
 
 
 def test_maps_show_the_values_and_the_axes_of_the_field() -> None:
-    labelled = GOOD.assign_coords(row=10.0 + np.arange(6), column=np.arange(8.0))
+    labelled = GOOD.rename(row="y").assign_coords(y=10.0 + np.arange(6), column=np.arange(8.0))
     labelled.column.attrs["units"] = "km"
     labelled.crps_map.attrs["units"] = "K"
     panels = plots.calibration_maps(labelled, level=0.5).axes[:6]
@@ -188,6 +188,87 @@ def test_gallery_takes_labels_lines_missing_data_and_other_observations(tmp_path
         gallery.posterior_gallery(torch.zeros(5, 4))
 
 
+def labelled(values: np.ndarray, dims: tuple[str, ...], **attrs: str) -> xr.DataArray:
+    """Draws on a grid of latitudes, from north to south, and longitudes."""
+    grid = {"lat": np.linspace(70, 40, 6), "lon": np.linspace(-10, 20, 8)}
+    units = {"lat": {"units": "degrees_north"}, "lon": {"units": "degrees_east"}}
+    coords = {name: (name, grid[name], units[name]) for name in dims[-2:]}
+    return xr.DataArray(values, dims=("draw", "observation", *dims), coords=coords, attrs=attrs)
+
+
+@pytest.mark.parametrize("dims", [("lat", "lon"), ("lon", "lat")])
+def test_north_is_up_whatever_the_order_of_axes_and_values(dims: tuple[str, str]) -> None:
+    values = np.zeros((4, 1, 6, 8))
+    values[:, :, 0, 7] = 5.0  # in the north-east
+    if dims == ("lon", "lat"):
+        values = values.swapaxes(2, 3)
+    draws = labelled(values + np.arange(4).reshape(-1, 1, 1, 1), dims, units="K", long_name="air")
+    # A truth without labels takes those of the draws.
+    figure = gallery.posterior_gallery(draws, values[0], num_draws=1)
+    for panel in (figure.axes[0], figure.axes[1]):
+        mesh = panel.collections[0]
+        assert panel.get_xlim()[0] < panel.get_xlim()[1]
+        assert panel.get_ylim()[0] < panel.get_ylim()[1]
+        centre = np.array(mesh.get_array()).argmax()
+        row, column = divmod(int(centre), 8)
+        cell = mesh.get_coordinates()[row : row + 2, column : column + 2]
+        np.testing.assert_allclose(cell.mean((0, 1)), [20, 70])
+    assert figure.axes[0].get_ylabel() == "lat [°N]"
+    assert "air [K]" in {axes.get_ylabel() for axes in figure.axes}
+
+
+def test_stations_are_dots_on_the_map_in_the_colours_of_the_field() -> None:
+    generator = np.random.default_rng(0)
+    draws = labelled(280 + generator.normal(size=(9, 2, 6, 8)), ("lat", "lon"), units="K")
+    where = np.stack([generator.uniform(42, 68, (2, 5)), generator.uniform(-9, 19, (2, 5))], -1)
+    where[1, 3:] = np.nan  # a smaller network
+    seen = 280 + generator.normal(size=(2, 5))
+    figure = gallery.posterior_gallery(draws, observation=seen, places=where, num_draws=0)
+    dots = [axes.collections[-1] for axes in (figure.axes[0], figure.axes[3])]
+    np.testing.assert_allclose(dots[0].get_offsets(), where[0, :, ::-1])
+    np.testing.assert_allclose(dots[0].get_array(), seen[0])
+    assert np.isfinite(np.asarray(dots[1].get_offsets().filled(np.nan))[:, 0]).sum() == 3
+    assert dots[0].get_clim() == figure.axes[1].collections[0].get_clim()
+    assert figure.axes[0].get_ylim() == figure.axes[1].get_ylim()
+    with pytest.raises(ValueError, match="'places' must be"):
+        gallery.posterior_gallery(draws, observation=seen, places=where[:, :3])
+
+
+def test_an_observation_of_another_scale_has_a_bar_of_its_own() -> None:
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.randn(9, 2, 1, 6, 6, generator=generator)
+    for factor, bars in ((1.0, 2), (100.0, 3)):
+        figure = gallery.posterior_gallery(draws, draws[0], factor * draws[1], num_draws=0)
+        assert len(figure.axes) == 2 * 4 + bars
+    assert "observation" in {axes.get_ylabel() for axes in figure.axes}
+
+
+def test_colours_are_those_of_anomalies_or_of_pictures() -> None:
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.randn(9, 2, 1, 6, 6, generator=generator)
+    signed = gallery.posterior_gallery(draws, draws[0]).axes[0].images[0]
+    low, high = signed.get_clim()
+    assert signed.get_cmap().name == "RdBu_r" and low == -high
+    positive = gallery.posterior_gallery(5 + draws, 5 + draws[0]).axes[0].images[0]
+    assert positive.get_cmap().name == "viridis"
+    colour = torch.rand(9, 2, 3, 6, 6, generator=generator)
+    figure = gallery.posterior_gallery(colour, colour[0], num_draws=0)
+    shown = figure.axes[0].images[0].get_array()
+    np.testing.assert_allclose(shown, colour[0, 0].movedim(0, -1), rtol=1e-6)
+    assert len(figure.axes) == 2 * 3 + 1  # a row an observation, and one bar: of the std
+
+
+def test_all_that_fails_is_shown_and_vermilion() -> None:
+    bad = report(scale=0.3)
+    failing = int((bad.p_adjusted <= 0.05).sum())
+    assert failing > len(plots.DASHES)
+    assert len(lines(plots.rank_ecdf(bad).axes[0], plots.VERMILION)) == failing
+    assert len(plots.rank_histogram(bad).axes) == max(failing, 12)
+    passing = bad.sizes["quantity"] - failing
+    assert len(lines(plots.coverage_curve(bad).axes[0], plots.VERMILION)) == failing
+    assert len(lines(plots.coverage_curve(bad).axes[0], plots.BLUE)) == passing
+
+
 def test_scatter_of_two_components(tmp_path: Path) -> None:
     draws = torch.randn(50, 3, 4, generator=torch.Generator().manual_seed(0))
     figure = gallery.posterior_scatter(
@@ -216,6 +297,20 @@ def test_training_history_reads_rows_and_files_alike(tmp_path: Path) -> None:
     picture(plots.training_history(rows), tmp_path)
     with pytest.raises(ValueError, match="'history' must hold rows"):
         plots.training_history([])
+
+
+def test_training_history_shows_the_held_out_score_with_that_of_the_start(tmp_path: Path) -> None:
+    rows = [{"step": 0, "validation": 0.5, "seconds": 1.0}]
+    rows += [{"step": i, "loss": 1.0, "seconds": 2.0} for i in (10, 20, 30)]
+    rows[2] |= {"validation": 0.4}
+    figure = plots.training_history(rows)
+    score, loss = figure.axes
+    titles = [panel.get_title("left") for panel in figure.axes]
+    assert titles == ["held-out energy score", "loss"]
+    np.testing.assert_allclose(score.lines[0].get_xydata(), [[0, 0.5], [20, 0.4]])
+    np.testing.assert_allclose(score.lines[1].get_ydata(), 0.5)
+    np.testing.assert_allclose(loss.lines[0].get_xdata(), [10, 20, 30])
+    picture(figure, tmp_path)
 
 
 def test_matplotlib_waits_for_the_first_figure_and_pyplot_is_left_alone() -> None:

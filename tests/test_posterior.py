@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import warnings
+from pathlib import Path
 
 import pyro
 import pytest
 import torch
-from deepinv.physics import Inpainting
+from deepinv.physics import Denoising, GaussianNoise, Inpainting, LinearPhysics
 from torch import Tensor
 
 import vfm_inverse as vi
 from vfm_inverse import problems
 from vfm_inverse.adapter import FAMILIES
+from vfm_inverse.build import is_ordered
 from vfm_inverse.card import CalibrationWarning
 from vfm_inverse.correction.target import Target
 from vfm_inverse.objective import Objective
@@ -225,9 +227,86 @@ def test_build_refuses_what_cannot_work() -> None:
         ({"adapter": "contraction", "gaussian_start": False}, "without a Gaussian start"),
         ({"adapter": "full", "observation": "context"}, "'adapter' must be left out"),
         ({"network": "resnet"}, "'network' must be"),
-        ({"network": "u-net"}, "'network' must be 'mlp' for vectors"),
         ({"whitening": "pca"}, "'whitening' must be"),
         ({"precision": "double"}, "'precision' must be one of"),
     ]:
         with pytest.raises(ValueError, match=text):
             vi.VariationalFlowMap.for_problem(problem, **options)
+
+
+class Smoothing(LinearPhysics):
+    """Vectors of 40 numbers and their moving averages, or every second of these."""
+
+    def __init__(self, every: int) -> None:
+        super().__init__(noise_model=GaussianNoise(0.1))
+        self.register_buffer("matrix", torch.eye(40).unfold(0, 3, every).mean(-1))
+
+    def A(self, x: Tensor, **kwargs: object) -> Tensor:
+        return x @ self.matrix.T
+
+    def A_adjoint(self, y: Tensor, **kwargs: object) -> Tensor:
+        return y @ self.matrix
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_vector_in_order_is_a_signal(every: int, tmp_path: Path) -> None:
+    """Convolutions by themselves, save and load included; not for the same numbers shuffled."""
+    torch.manual_seed(0)
+    walks = torch.randn(2000, 40).cumsum(-1)
+    signal = InverseProblem(walks, physics=Smoothing(every))
+    vfm = vi.VariationalFlowMap.for_problem(signal, width=8, num_simulations=2000)
+    assert vfm.config["network"] == "u-net"
+    vi.fit(vfm, signal, steps=3, batch_size=16, num_validation=16, progress=False)
+    x, y, _ = signal.simulate(4, seed=1)
+    features = vfm.features(y, {}, vfm.start(y, {}))
+    assert features.shape == (4, 3, 40)  # mean and spread of the start, data brought to places
+    vfm.save(tmp_path / "map.safetensors")
+    again = vi.load(tmp_path / "map.safetensors", problem=signal, warn=False)
+    draws = []
+    for one in (vfm, again):
+        torch.manual_seed(2)
+        draws.append(one(y).sample((50,)))
+    torch.testing.assert_close(*draws)
+    assert draws[0].shape == (50, 4, 40)
+    assert (draws[0].mean(0) - x).abs().mean() < 0.3 * x.std()
+
+    shuffled = InverseProblem(walks[:, torch.randperm(40)], physics=Smoothing(every))
+    vfm = vi.VariationalFlowMap.for_problem(shuffled, width=8, num_simulations=2000)
+    assert vfm.config["network"] == "mlp"
+
+
+@pytest.mark.parametrize(
+    ("x", "ordered"),
+    [
+        ("smooth", True),
+        ("white", False),
+        ("one common factor", False),
+        ("constant", False),
+    ],
+)
+def test_what_is_in_order(x: str, ordered: bool) -> None:
+    torch.manual_seed(0)
+    white = torch.randn(500, 64)
+    samples = {
+        "smooth": white.cumsum(-1)[:, 20:] - 0.9 * white.cumsum(-1)[:, :-20],
+        "white": white,
+        "one common factor": 0.3 * white + torch.randn(500, 1),
+        "constant": torch.ones(500, 64),
+    }
+    assert is_ordered(samples[x]) is ordered
+
+
+@pytest.mark.parametrize(
+    ("shape", "network"), [((1, 19, 23), "auto"), ((1, 127, 3), "auto"), ((1, 7, 8), "u-net")]
+)
+def test_sides_of_any_length_train(shape: tuple[int, ...], network: str) -> None:
+    torch.manual_seed(0)
+    physics = Denoising(GaussianNoise(0.3))
+    problem = InverseProblem(torch.randn(200, *shape), physics=physics)
+    vfm = vi.VariationalFlowMap.for_problem(
+        problem, network=network, width=8, num_simulations=200, whitening="spectral"
+    )
+    assert vfm.config["network"] == "u-net"
+    vi.fit(vfm, problem, steps=2, batch_size=4, num_validation=4, progress=False)
+    y = problem.simulate(2, seed=1)[1]
+    assert vfm(y).sample((3,)).shape == (3, 2, *shape)

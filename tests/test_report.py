@@ -7,13 +7,15 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import xarray as xr
 
 from vfm_inverse import gallery, report
-from vfm_inverse.calibration import from_draws
+from vfm_inverse.calibration import from_draws, grades
 from vfm_inverse.card import Card
+from vfm_inverse.meanings import describe
 from vfm_inverse.report import write_report
 
 
@@ -68,12 +70,24 @@ def test_the_page_of_a_good_posterior(tmp_path: Path) -> None:
     assert len(page.pictures) == 7
     assert all(picture.startswith(b"\x89PNG") for picture in page.pictures)
     body = page.text[page.text.index("Calibration report") :]
-    assert body[1] == "No sign of miscalibration:"
-    assert body[2] == result.attrs["reason"] + "."
+    # The grades open the page, each with its size; the strict verdict follows.
+    assert body[1] == "What may be trusted" and body[2] == "6 pass."
+    for one in grades(result):
+        at = body.index(one.aspect)
+        assert body[at + 2 : at + 4] == [one.grade, one.size]
+    verdict = body.index("Strict verdict")
+    assert body[verdict + 1] == "No sign of miscalibration:"
+    assert body[verdict + 2] == result.attrs["reason"] + "."
     assert "What to do" not in page.text
     # The key figures come next, and the words of each picture before the tables.
     count = result.sizes["quantity"]
-    assert body[3:5] == [f"{count} of {count}", "quantities with uniform ranks"]
+    assert body[verdict + 3 : verdict + 5] == [
+        f"{count} of {count}",
+        "quantities with uniform ranks",
+    ]
+    # Every quantity is defined above the table.
+    for name in ("max", "block_mean[...]"):
+        assert describe(result, name.split("[")[0]) == body[body.index(name) + 1]
     titles = [
         "Ranks of the truth",
         "Coverage of intervals",
@@ -101,7 +115,9 @@ def test_the_page_of_a_bad_posterior_says_what_to_do(
 ) -> None:
     result = checked(**fault)
     page = Page(write_report(tmp_path / "report.html", result).read_text())
-    assert page.text[page.text.index("Calibration report") + 1] == "Not calibrated:"
+    assert page.text[page.text.index("Strict verdict") + 1] == "Not calibrated:"
+    failing = [one.aspect for one in grades(result) if one.grade == "fail"]
+    assert f"Not to be trusted before that: {', '.join(failing)}." in " ".join(page.text)
     advice = page.text[page.text.index("What to do") + 1 : page.text.index("Ranks of the truth")]
     assert words in advice
     for way in ("the ladder", "more training", "a richer family"):
@@ -149,6 +165,7 @@ def test_a_report_of_an_older_version_is_enough(tmp_path: Path) -> None:
         del old.attrs[name]
     page = Page(write_report(tmp_path / "report.html", old).read_text())
     assert page.open == [] and len(page.pictures) == 5
+    assert "What may be trusted" in page.text and "small scales" in page.text
     assert "Joint coverage" not in page.text and "Scores against the baseline" not in page.text
     assert "energy score" in page.text  # in the list that then stands for the table
     assert "Draws too narrow" in page.text
@@ -164,6 +181,22 @@ def test_scores_are_told_against_the_baseline(tmp_path: Path, undrawn: None) -> 
     assert page.text[at + 4] == f"{value:.4g} ± {one.score_error.item():.2g}"
     assert page.text[at + 5] == f"{one.baseline_score.item():.4g}"
     assert page.text[at + 6] == f"{skill:+.1f} ± {100 * one.skill_error.item():.1f} %"
+
+
+def test_skill_against_the_untrained_map_has_columns_and_a_sentence(
+    tmp_path: Path, undrawn: None
+) -> None:
+    result = checked()
+    for part, value in {"score": 1.0, "skill": 0.1, "skill_error": 0.01}.items():
+        result[f"untrained_{part}"] = ("score", np.full(result.sizes["score"], value))
+    gain = 100 * result.skill.sel(score="crps").item()
+    text = Page(write_report(tmp_path / "report.html", result).read_text()).text
+    side = "below" if gain > 0 else "above"
+    said = f"The CRPS is 10.0 % below the untrained map's, {abs(gain):.1f} % {side} the prior's."
+    assert said in text
+    at = text.index("this posterior")
+    assert text[at + 3 : at + 5] == ["untrained map", "skill against it"]
+    assert text[at + 9 : at + 11] == ["1", "+10.0 ± 1.0 %"]
 
 
 def test_the_card_is_shown_once_and_not_as_json(tmp_path: Path, undrawn: None) -> None:

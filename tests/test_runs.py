@@ -26,7 +26,8 @@ from vfm_inverse.commands import SUBCOMMANDS, conclude
 from vfm_inverse.files import locked
 from vfm_inverse.labelled import observation_to_xarray, save_netcdf
 from vfm_inverse.problem import InverseProblem
-from vfm_inverse.runs import check_output, checked_log, open_run, read_settings, write_settings
+from vfm_inverse.run_settings import read_settings, write_settings
+from vfm_inverse.runs import check_output, checked_log, open_run
 from vfm_inverse.training import fit
 
 SETTINGS = ["--steps", "4", "--batch-size", "8", "--json", "--device", "cpu"]
@@ -414,9 +415,10 @@ def test_nobody_reads_the_output() -> None:
 def test_written_settings_are_read(tmp_path: Path) -> None:
     from vfm_inverse.config import RunConfig
 
-    config = RunConfig("heat", {"size": 8}, {"width": 3}, {"steps": 2}, {})
-    write_settings(tmp_path, config)
-    assert read_settings(tmp_path) == vars(config)
+    config = RunConfig({"name": "heat", "size": 8}, {"width": 3}, {"steps": 2}, {})
+    write_settings(tmp_path, config, problems.load("heat", size=8))
+    tables = read_settings(tmp_path)
+    assert {name: tables[name] for name in vars(config)} == vars(config)
 
 
 def test_numbers_of_numpy_name_the_same_problem(tmp_path: Path) -> None:

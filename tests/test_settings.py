@@ -81,6 +81,9 @@ def test_messages_are_short_and_name_the_section() -> None:
     "setting",
     [
         {"validations": 0},
+        {"steps": "long"},
+        {"steps": "auto", "minutes": 0},
+        {"minutes": 5},
         {"checkpoint_every": 0},
         {"batch_size": 1},
         {"average_decay": 2.0},
@@ -100,7 +103,7 @@ def test_fit_refuses_what_makes_no_sense_and_writes_nothing(
 ) -> None:
     ours = problems.load("linear-gaussian")
     vfm = vi.VariationalFlowMap.for_problem(ours, num_simulations=300, width=8, depth=1)
-    name, value = next(iter(setting.items()))
+    name, value = list(setting.items())[-1]
     name = next(iter(value)) if isinstance(value, dict) else name
     with pytest.raises(ValueError, match=f"'{name}'"):
         fit(vfm, ours, **({"steps": 2, "device": "cpu"} | setting), checkpoint_dir=tmp_path / "r")
@@ -150,7 +153,10 @@ def test_an_objective_without_terms_is_refused() -> None:
         ("fit.clip=nan", "'clip' in [fit] must be a number above 0; got nan"),
         ("fit.objective={tau=0}", "'tau' in [fit.objective] must be a number above 0; got 0"),
         ("fit.objective={taus=1}", "unknown key in [fit.objective]: 'taus'; did you mean 'tau'?"),
-        ("fit.steps=true", "'steps' in [fit] must be an integer of at least 1; got True"),
+        (
+            "fit.steps=true",
+            "'steps' in [fit] must be an integer of at least 1 or 'auto'; got True",
+        ),
         (
             "model.width=-1",
             "'width' in [model] must be an integer of at least 1 and at most 65536",

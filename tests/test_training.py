@@ -3,6 +3,7 @@ than it began."""
 
 from __future__ import annotations
 
+import csv
 import logging
 from pathlib import Path
 
@@ -40,6 +41,12 @@ QUICK = {
     "log_every": 10,
     "device": "cpu",
 }
+
+
+def figures(run: Path) -> list[dict[str, str]]:
+    """The log of a run but for the time that it took."""
+    with open(run / "log.csv", newline="") as file:
+        return [{**row, "seconds": ""} for row in csv.DictReader(file)]
 
 
 def weights(vfm: vi.VariationalFlowMap) -> torch.Tensor:
@@ -111,10 +118,8 @@ def test_a_killed_run_resumes_to_the_same_bits(
     second = build(mode)
     history = fit(second, problem(), checkpoint_dir=tmp_path / "cut", resume=True, **settings)
     assert torch.equal(weights(second), weights(whole))
-    assert [row["step"] for row in history] == [10, 20, 30]
-    assert (tmp_path / "whole" / "log.csv").read_text() == (
-        tmp_path / "cut" / "log.csv"
-    ).read_text()
+    assert [row["step"] for row in history] == [0, 8, 10, 15, 20, 22, 30]
+    assert figures(tmp_path / "whole") == figures(tmp_path / "cut")
     # A finished run resumes to itself.
     third = build(mode)
     fit(third, problem(), checkpoint_dir=tmp_path / "cut", resume=True, **settings)
@@ -205,7 +210,7 @@ def test_the_paper_preset_collapses_on_the_rotated_gaussian_and_says_so(
 def test_arguments_and_devices_are_checked() -> None:
     vfm = build()
     for arguments, text in [
-        ({"steps": 0}, "'steps' must be an integer of at least 1; got 0"),
+        ({"steps": 0}, "'steps' must be an integer of at least 1 or 'auto'; got 0"),
         ({"batch_size": -1}, "'batch_size' must be an integer of at least 2; got -1"),
         ({"objective": "elbo"}, "'objective' must be one of"),
         ({"device": "tpu"}, "'device' must be 'auto' or a device"),

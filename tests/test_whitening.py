@@ -6,7 +6,11 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.distributions import MultivariateNormal
 
+import vfm_inverse as vi
+from vfm_inverse.operators import PointObservations
+from vfm_inverse.shrinkage import WEIGHTS, shrinkage_weight
 from vfm_inverse.whitening import (
     WHITENINGS,
     DenseWhitening,
@@ -14,6 +18,7 @@ from vfm_inverse.whitening import (
     SpectralWhitening,
     cosine_basis,
     fit_whitening,
+    stationary_correlation,
 )
 
 
@@ -109,3 +114,65 @@ def test_unknown_kind_and_vector_spectrum_are_refused() -> None:
         fit_whitening(torch.randn(10, 3), "fourier")
     with pytest.raises(ValueError, match="'event_shape' must have space axes"):
         SpectralWhitening((7,))
+
+
+def log_likelihood(whitening: DenseWhitening, x: Tensor) -> float:
+    """Mean Gaussian log density of fields ``(n, *event)``, up to a constant."""
+    root = whitening.root.double()
+    xi = whitening.whiten(x).double()
+    return float(-xi.square().sum(1).mean() / 2 - torch.linalg.slogdet(root)[1])
+
+
+@pytest.mark.parametrize("num", [3, 20, 60, 400])
+def test_few_samples_of_a_stationary_field_are_shrunk_as_far_as_a_search_would(num: int) -> None:
+    torch.manual_seed(3)
+    x, fresh = smooth_fields(num), smooth_fields(2000)
+    z = ((x - x.mean(0)) / x.std(0)).flatten(1).double()
+    correlation, target = z.T @ z / (num - 1), stationary_correlation(z, (2, 8, 8))
+    chosen = shrinkage_weight(z, correlation, target)
+
+    def score(weight: float) -> float:
+        made = DenseWhitening._from_correlation(
+            (2, 8, 8), (1 - weight) * correlation + weight * target, 1e-12, torch.float64
+        )
+        made.mean, made.spread = x.mean(0).flatten().double(), x.std(0).flatten().double()
+        return log_likelihood(made, fresh.double())
+
+    best = max(score(float(weight)) for weight in WEIGHTS[::4])
+    assert score(chosen) > best - 0.02 * 128  # nats, of 128 numbers
+    # The rule of thumb of other kinds of data is far off where samples are few.
+    assert num >= 400 or score(chosen) > score(0.1 * 128 / (num + 128)) + 2
+
+
+def test_left_out_samples_agree_with_fitting_without_them() -> None:
+    torch.manual_seed(4)
+    z = torch.randn(30, 5, dtype=torch.float64) @ torch.randn(5, 5, dtype=torch.float64)
+    z -= z.mean(0)
+    correlation, target = z.T @ z / 29, torch.eye(5, dtype=torch.float64) + 0.3
+    means = []
+    for w in WEIGHTS[30:]:
+        total = 0.0
+        for i in range(30):
+            others = torch.cat([z[:i], z[i + 1 :]])
+            law = MultivariateNormal(others.mean(0), (1 - w) * others.mT.cov() + w * target)
+            total += float(law.log_prob(z[i]))
+        means.append(total)
+    best = WEIGHTS[30 + int(torch.tensor(means).argmax())]
+    assert shrinkage_weight(z, correlation, target) == float(best)
+
+
+def test_a_sample_that_is_drawn_often_is_one_sample() -> None:
+    torch.manual_seed(5)
+    fields = smooth_fields(60)
+    physics = PointObservations((2, 8, 8), torch.rand(3, 2))
+    problem = vi.InverseProblem(prior=fields, physics=physics)
+    kept = fields[:54]  # the last tenth is for tests
+    assert torch.equal(problem.held_fields(54), kept)
+    assert problem.held_fields(53) is None
+    whitening = vi.VariationalFlowMap.for_problem(problem, num_simulations=200).whitening
+    assert torch.equal(whitening.root, DenseWhitening.fit(kept).root)
+    assert torch.equal(
+        problem.record(40, seed=0).held_fields(40), problem.record(40, seed=0)._x[:36]
+    )
+    drawn = vi.InverseProblem(prior=smooth_fields, physics=physics)
+    assert drawn.held_fields(10**6) is None

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from vfm_inverse.adapter import NoiseAdapter
     from vfm_inverse.checkpoint import load
     from vfm_inverse.flow_map import FlowMap
-    from vfm_inverse.labelled import to_xarray
+    from vfm_inverse.inference_data import to_arviz
+    from vfm_inverse.labelled import summary, to_xarray
     from vfm_inverse.likelihood import Likelihood
     from vfm_inverse.posterior import VariationalFlowMap
     from vfm_inverse.problem import InverseProblem
@@ -34,6 +35,8 @@ __all__ = [
     "load",
     "operators",
     "problems",
+    "summary",
+    "to_arviz",
     "to_xarray",
 ]
 
@@ -50,6 +53,8 @@ _HOME = {
     "VariationalFlowMap": "posterior",
     "fit": "training",
     "load": "checkpoint",
+    "summary": "labelled",
+    "to_arviz": "inference_data",
     "to_xarray": "labelled",
 }
 _SUBMODULES = frozenset({"calibration", "correction", "operators", "problems"})

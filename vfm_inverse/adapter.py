@@ -189,7 +189,7 @@ class Contraction(nn.Module):
     """The Gaussian start, moved and rescaled along its informed directions.
 
     Args:
-        rank: informed directions.
+        rank: informed directions; of a start with more of them the first, the others stay.
     """
 
     def __init__(self, rank: int) -> None:
@@ -203,6 +203,8 @@ class Contraction(nn.Module):
     def forward(self, numbers: Tensor, start: ContractedNormal) -> ContractedNormal:
         """The start, changed by ``numbers (n, size)``: bounded shifts and log-factors."""
         shift, stretch = numbers.chunk(2, -1)
+        if missing := start.scale.shape[-1] - shift.shape[-1]:
+            shift, stretch = (nn.functional.pad(part, (0, missing)) for part in (shift, stretch))
         shift = MAX_SHIFT * torch.tanh(shift / MAX_SHIFT) * start.scale
         # Directions that an observation does not inform may be missing from the basis: a scale
         # other than 1 would count in the density and change no draw.

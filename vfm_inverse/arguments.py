@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from vfm_inverse import __version__
-from vfm_inverse.settings import SETTINGS, Setting
+from vfm_inverse.settings import COUNT, SETTINGS, Setting
 
-__all__ = ["build_parser", "whole"]
+__all__ = ["build_parser", "numbers", "parsed"]
 
 
 def build_parser(subcommands: Mapping[str, Callable[..., int]]) -> argparse.ArgumentParser:
@@ -34,7 +34,7 @@ def build_parser(subcommands: Mapping[str, Callable[..., int]]) -> argparse.Argu
     output.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     def setting(function: str, name: str) -> Callable[[str], int]:
-        return lambda text: whole(SETTINGS[function][name], text)
+        return lambda text: parsed(SETTINGS[function][name], text)
 
     number = setting("sample", "seed")
 
@@ -57,12 +57,28 @@ def build_parser(subcommands: Mapping[str, Callable[..., int]]) -> argparse.Argu
 
     add("problems", "List the problems that come with the package.")
 
+    sub = add("inspect", "Say what a run, a data file or a settings file is, in ten lines.")
+    sub.add_argument("path", type=Path, metavar="RUN|FILE|CONFIG.toml", help="what to look at")
+
     # Without defaults: what the command line leaves out, the settings file may say.
     unset = compute(seed=None, device=None)
     sub = add("train", "Train a map and check its calibration.", unset)
-    sub.add_argument("target", metavar="PROBLEM|CONFIG.toml", help="problem or settings")
+    sub.add_argument(
+        "target",
+        metavar="PROBLEM|CONFIG.toml|module:object",
+        help="problem, settings, or a problem of yours in a Python module",
+    )
     sub.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder of the run")
-    sub.add_argument("--steps", type=setting("fit", "steps"), help="optimiser steps")
+    sub.add_argument(
+        "--steps",
+        type=setting("fit", "steps"),
+        help="optimiser steps, or 'auto' (default): until the held-out score stalls",
+    )
+    sub.add_argument(
+        "--minutes",
+        type=setting("fit", "minutes"),
+        help="computing time after which 'auto' ends in any case",
+    )
     sub.add_argument(
         "--batch-size", type=setting("fit", "batch_size"), help="simulations per step"
     )
@@ -80,10 +96,17 @@ def build_parser(subcommands: Mapping[str, Callable[..., int]]) -> argparse.Argu
         help="train at once the map of the prior that 'correct' may need",
     )
 
+    own = argparse.ArgumentParser(add_help=False)
+    own.add_argument(
+        "--problem",
+        metavar="module:object|CONFIG.toml",
+        help="problem of the run, where its code or its files are elsewhere now",
+    )
+
     draw = "Draw from the posterior of an observation."
     correction = "Draw, and correct the draws until their diagnostics are satisfied."
     for name, summary, num in (("sample", draw, 1000), ("correct", correction, 1024)):
-        sub = add(name, summary, compute())
+        sub = add(name, summary, compute(), own)
         sub.add_argument("folder", type=Path, metavar="RUN", help="folder of a trained run")
         sub.add_argument("observation", type=Path, metavar="OBS.nc", help="what was observed")
         sub.add_argument(
@@ -96,8 +119,20 @@ def build_parser(subcommands: Mapping[str, Callable[..., int]]) -> argparse.Argu
         sub.add_argument(
             "--out", type=Path, required=True, metavar="POST.nc", help="file to write"
         )
+        sub.add_argument(
+            "--summary",
+            action="store_true",
+            help="write mean, standard deviation and quantiles instead of the draws",
+        )
+        sub.add_argument(
+            "--quantiles",
+            type=numbers,
+            metavar="LEVEL,...",
+            help="levels of the summary's quantiles (default: 0.05,0.5,0.95)",
+        )
+        sub.add_argument("--draws", action="store_true", help="write the draws too")
 
-    sub = add("calibrate", "Check the calibration of a trained map.", compute())
+    sub = add("calibrate", "Check the calibration of a trained map.", compute(), own)
     sub.add_argument("folder", type=Path, metavar="RUN", help="folder of a trained run")
     sub.add_argument(
         "--num-simulations",
@@ -116,7 +151,7 @@ def build_parser(subcommands: Mapping[str, Callable[..., int]]) -> argparse.Argu
         "--strict", action="store_true", help="exit with 1 when the verdict is 'fail'"
     )
 
-    sub = add("report", "Write the report page of a run from its files.", compute())
+    sub = add("report", "Write the report page of a run from its files.", compute(), own)
     sub.add_argument("folder", type=Path, metavar="RUN", help="folder of a calibrated run")
 
     sub = add("verify", "Certify adjoint, derivatives and noise of an operator.")
@@ -134,16 +169,26 @@ def build_parser(subcommands: Mapping[str, Callable[..., int]]) -> argparse.Argu
     )
     sub.add_argument(
         "--steps",
-        type=setting("fit", "steps"),
+        type=lambda text: parsed(COUNT, text),
         help="optimiser steps, for a shorter or longer demo",
     )
     return parser
 
 
-def whole(setting: Setting, text: str) -> int:
-    """Argparse type: an integer in the range of a setting."""
+def numbers(text: str) -> tuple[float, ...]:
+    """Argparse type: numbers between commas."""
     try:
-        value: int = setting.check("", int(text))
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"must be numbers between commas; got {text!r:.40}"
+        ) from error
+
+
+def parsed(setting: Setting, text: str) -> Any:
+    """Argparse type: a number in the range of a setting, or one of its words."""
+    try:
+        value = setting.check("", text if text in setting.words else setting.kind(text))
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"must be {setting}; got {text!r:.40}") from error
     return value

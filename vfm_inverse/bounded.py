@@ -6,8 +6,10 @@ Between :math:`a` and :math:`b`, either of which may be infinite, element by ele
 
 with the normal distribution function :math:`\Phi`: under a uniform prior in the first case, a
 log-normal one in the second, :math:`v \sim \mathcal N`, so that the Gaussian start is exact in the
-prior, and no draw ever leaves the support. A simplex is taken apart as a stick is broken, and for
-every other support torch or Pyro may know a bijection; :mod:`vfm_inverse.supports` chooses.
+prior, and no draw ever leaves the support. Where only values near the ends are to be kept inside,
+as of grey values, :class:`SoftBox` changes no others. A simplex is taken apart as a stick is
+broken, and for every other support torch or Pyro may know a bijection;
+:mod:`vfm_inverse.supports` chooses.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from torch.distributions import constraints, transforms
 from torch.distributions.transforms import Transform
 from torch.special import ndtr, ndtri
 
-__all__ = ["Box", "Joined", "Simplex"]
+__all__ = ["Box", "Joined", "Simplex", "SoftBox"]
 
 LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 
@@ -102,6 +104,76 @@ class Box(Transform):
         inside = width.log() - 0.5 * x.square() - LOG_SQRT_2PI
         open_ended = x * (above.to(x) - below.to(x))
         return torch.where(above & below, inside, open_ended)
+
+
+class SoftBox(Transform):
+    r"""From the line to a finite interval, element by element, and the identity but near its ends:
+
+    .. math:: x = a + m\, e^{(v - a)/m - 1} \ (v < a + m), \qquad
+              x = b - m\, e^{(b - v)/m - 1} \ (v > b - m), \qquad x = v \text{ between},
+
+    with a continuous derivative, so that what is linear in :math:`x` stays so in :math:`v` for all
+    but extreme values, and a Gaussian start in closed form with it.
+
+    Args:
+        low, high: ends of the interval.
+        margin: m, width of the range at either end where it is not the identity.
+
+    Raises:
+        ValueError: the margins leave nothing between them.
+    """
+
+    domain = constraints.real
+    bijective = True
+    sign = 1
+
+    def __init__(self, low: float, high: float, margin: float) -> None:
+        super().__init__()
+        if not 0 < margin < (high - low) / 2:
+            raise ValueError(
+                f"'margin' must lie between 0 and half of high - low; got {margin}, from {low} to "
+                f"{high}"
+            )
+        self.low, self.high, self.margin = low, high, margin
+
+    @constraints.dependent_property(is_discrete=False, event_dim=0)
+    def codomain(self) -> Any:
+        """The interval."""
+        return constraints.interval(self.low, self.high)
+
+    def __eq__(self, other: object) -> bool:
+        ends = ("low", "high", "margin")
+        return isinstance(other, SoftBox) and all(
+            getattr(self, end) == getattr(other, end) for end in ends
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def _call(self, x: Tensor) -> Tensor:
+        below, above = self._beyond(x)
+        low = self.low + self.margin * below.exp()
+        high = self.high - self.margin * above.exp()
+        return torch.where(below < 0, low, torch.where(above < 0, high, x))
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        # A value that rounding put on an end has a finite coordinate all the same.
+        edge = torch.finfo(y.dtype).eps * (self.high - self.low)
+        below = ((y - self.low).clamp_min(edge) / self.margin).log().clamp_max(0)
+        above = ((self.high - y).clamp_min(edge) / self.margin).log().clamp_max(0)
+        return y.clamp(self.low + self.margin, self.high - self.margin) + self.margin * (
+            below - above
+        )
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """``log dy/dx`` of each element."""
+        below, above = self._beyond(x)
+        return below + above
+
+    def _beyond(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """How far, in margins, beyond the inner end of each margin: 0 or less."""
+        below = (x - self.low) / self.margin - 1
+        above = (self.high - x) / self.margin - 1
+        return below.clamp_max(0), above.clamp_max(0)
 
 
 class Simplex(Transform):

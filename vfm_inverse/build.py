@@ -18,21 +18,33 @@ from vfm_inverse.adapter import FAMILIES, Contraction, Family, NoiseAdapter, Spl
 from vfm_inverse.calls import checked
 from vfm_inverse.encoders import FieldEncoder, FieldFeatures, VectorEncoder, VectorFeatures
 from vfm_inverse.flow_map import FlowMap
-from vfm_inverse.gaussian_start import build_start, fit_start
+from vfm_inverse.gaussian_start import build_start, fit_start, start_kind
 from vfm_inverse.networks import MLP, UNet
 from vfm_inverse.posterior import OBSERVATION_MODES, VariationalFlowMap
 from vfm_inverse.problem import InverseProblem
 from vfm_inverse.randomness import seeded
+from vfm_inverse.scaling import center_and_spread, over
 from vfm_inverse.stations import EncodedContext, StationEncoder, StationFeatures, is_table
-from vfm_inverse.whitening import WHITENINGS, Whitening, fit_whitening
+from vfm_inverse.whitening import DENSE_LIMIT, WHITENINGS, Whitening, fit_whitening
 
 __all__ = ["build", "rebuild"]
 
 SMALL_FIELD = 64
 """Largest field that is better served by an MLP than by convolutions."""
 
+SHORTEST_SIGNAL = 32
+"""Shortest vector that may be better served by convolutions than by an MLP."""
+
 FULL_LIMIT = 64
 """Largest dimension for which a full covariance is the default without a Gaussian start."""
+
+
+NUMBERS, LEAST = 2**26, 256
+"""Most numbers in the simulations that whitening, start and features are fitted on, and fewest
+simulations all the same: bounds memory."""
+
+FEATURE_NUMBERS = 2**21
+"""Numbers in the fields whose features are standardised."""
 
 
 TYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -79,13 +91,16 @@ def build(
             fitted :class:`~vfm_inverse.whitening.Whitening`.
         steps: steps of the flow map for one draw.
         precision: ``"single"``, or ``"half"`` for networks that compute in bfloat16.
-        network: ``"mlp"`` or ``"u-net"`` (fields only); ``"auto"`` takes a U-Net for fields of
-            more than 64 numbers.
+        network: ``"mlp"`` or ``"u-net"``; ``"auto"`` takes a U-Net for fields of more than 64
+            numbers, and for vectors of 32 or more that are a signal: neighbours correlate in the
+            prior as others do not, and the observation can be brought to their places.
         width: hidden width (MLP, default 128) or channels (U-Net, default 32).
         depth: residual blocks (MLP, default 3) or halvings (U-Net, by the field's size).
         max_rank: most informed directions kept with many data of a varying operator, and in a
             regression.
-        num_simulations: simulations that whitening, start and features are fitted on.
+        num_simulations: simulations that whitening, start and features are fitted on; fewer of
+            large fields, to stay within a quarter of a gigabyte. A prior given by fewer samples is
+            whitened by all of these.
         seed: fixes simulations and initial weights.
 
     Raises:
@@ -108,15 +123,6 @@ def build(
         )
     if network not in ("auto", "mlp", "u-net"):
         raise ValueError(f"'network' must be 'auto', 'mlp' or 'u-net'; got {network!r}")
-    if network == "auto":
-        large = len(problem.field_shape) > 1 and problem.field_shape.numel() > SMALL_FIELD
-        large = large and inner_shape(problem) == tuple(problem.field_shape)
-        network = "u-net" if large else "mlp"
-    if network == "u-net" and len(problem.field_shape) == 1:
-        raise ValueError(
-            "'network' must be 'mlp' for vectors; got a field of shape "
-            f"{tuple(problem.field_shape)}"
-        )
     if network == "u-net" and inner_shape(problem) != tuple(problem.field_shape):
         raise ValueError(
             "'network' must be 'mlp' for a prior whose values without bounds have another shape, "
@@ -126,15 +132,24 @@ def build(
         whitening = "identity" if whitening == "auto" else whitening
 
     with seeded(seed), torch.no_grad():
-        x, y, params = problem.simulate(num_simulations)
+        num = affordable(problem, num_simulations)
+        x, y, params = problem.simulate(num)
+        # A sample that was drawn ten times still is one sample.
+        held = problem.held_fields(num)
+        free = x if held is None else held.to(x)
+        free = free if problem.transform is None else problem.transform.inv(free)
+        if network == "auto":
+            network = "u-net" if suits_convolutions(problem, free) else "mlp"
         if isinstance(whitening, str):
-            free = x if problem.transform is None else problem.transform.inv(x)
-            whitening = fit_whitening(free, whitening, problem.prior_moments())
+            small = whitening == "dense" or math.prod(inner_shape(problem)) <= DENSE_LIMIT
+            whitening = fit_whitening(free, whitening, problem.prior_moments() if small else None)
+        del free, held
         whitening = whitening.to(x)
         whitening.transform, whitening.support = problem.transform, problem.support
         start = None
         if gaussian_start:
-            start = fit_start(problem, whitening, (x, y, params), max_rank).to(x)
+            start = fit_start(problem, whitening, (x, y, params), max_rank).to(whitening.mean)
+        del x
         kinds = {kind: name for name, kind in WHITENINGS.items()}
         config = {
             "adapter": adapter,
@@ -147,9 +162,10 @@ def build(
             "width": width,
             "depth": depth,
             "rank": 0 if start is None else start.rank,
+            "start": start_kind(start),
         }
         vfm = assemble(problem, whitening, start, params, config)
-        few = slice(0, 512)
+        few = slice(0, max(8, min(512, FEATURE_NUMBERS // problem.field_shape.numel())))
         head = {name: value[few] for name, value in params.items()}
         vfm.range.fit(y, params)
         if isinstance(vfm.features, FieldFeatures):
@@ -177,7 +193,8 @@ def rebuild(
     whitening.transform, whitening.support = problem.transform, problem.support
     with seeded(0):
         _, _, params = problem.simulate(2)
-        start = build_start(problem, whitening, params) if config["gaussian_start"] else None
+        kind = config.get("start")
+        start = build_start(problem, whitening, params, kind) if config["gaussian_start"] else None
         return assemble(problem, whitening, start, params, config)
 
 
@@ -189,7 +206,7 @@ def assemble(
     config: Mapping[str, Any],
 ) -> VariationalFlowMap:
     """Put networks around a whitening and a start."""
-    observation, dim = config["observation"], whitening.dim
+    observation, dim, grid = config["observation"], whitening.dim, grid_shape(problem)
     conditional = observation != "adapter"
     features, encoder = describe(problem, config["network"], start is not None)
     size = encoder.width if isinstance(features, StationFeatures) else features.size
@@ -200,9 +217,9 @@ def assemble(
         depth = {} if config["depth"] is None else {"depth": config["depth"]}
         layers = MLP(dim, size, **width, **depth)
     else:
-        layers = UNet(tuple(problem.field_shape), size, levels=config["depth"], **width)
+        layers = UNet(grid, size, levels=config["depth"], **width)
     if isinstance(features, StationFeatures) and conditional:
-        spatial = problem.field_shape[1:] if config["network"] == "u-net" else ()
+        spatial = grid[1:] if config["network"] == "u-net" else ()
         layers = EncodedContext(StationEncoder(features.rows), layers, spatial)
     adapter = None
     if observation != "context":
@@ -231,15 +248,57 @@ def assemble(
         config={
             **config,
             "dtype": str(problem.dtype).removeprefix("torch."),
-            "problem": {"name": problem.name, "kwargs": problem.kwargs},
+            "problem": {"name": problem.name, "kwargs": problem.kwargs}
+            | ({} if problem.recipe is None else {"recipe": problem.recipe.table}),
         },
     ).to(problem.device, problem.dtype)
+
+
+def affordable(problem: InverseProblem, num_simulations: int) -> int:
+    """Simulations to fit on: those asked for, in :data:`NUMBERS` numbers, :data:`LEAST` at
+    least."""
+    shapes = [problem.field_shape, problem.observation_shape, *problem.param_shapes.values()]
+    size = sum(math.prod(shape) for shape in shapes)
+    return min(num_simulations, max(LEAST, NUMBERS // size))
 
 
 def inner_shape(problem: InverseProblem) -> tuple[int, ...]:
     """Shape of a field's values without bounds, where the map works."""
     shape = problem.field_shape
     return tuple(shape if problem.transform is None else problem.transform.inverse_shape(shape))
+
+
+def grid_shape(problem: InverseProblem) -> tuple[int, ...]:
+    """Shape of a field as convolutions see it: a vector is one channel."""
+    shape = tuple(problem.field_shape)
+    return shape if len(shape) > 1 else (1, *shape)
+
+
+def suits_convolutions(problem: InverseProblem, free: Tensor) -> bool:
+    """Whether places mean something in a field, given samples ``(n, *event)`` of the values
+    without bounds: a field of some size, or a vector that is an ordered signal."""
+    shape = tuple(problem.field_shape)
+    if inner_shape(problem) != shape:
+        return False
+    if len(shape) > 1:
+        return math.prod(shape) > SMALL_FIELD
+    observed = tuple(problem.observation_shape)
+    lifted = observed == shape or isinstance(problem.physics, LinearPhysics)
+    if shape[0] < SHORTEST_SIGNAL or not lifted or is_table(observed, problem.param_shapes):
+        return False
+    return is_ordered(free)
+
+
+def is_ordered(x: Tensor) -> bool:
+    """Whether neighbours in vectors ``(n, d)`` correlate as other pairs do not: of what mean
+    ``|correlation|`` leaves to 1, half at most."""
+    columns = x[:1000, :2048]
+    center, spread = center_and_spread(columns)
+    standard = over(columns - center, spread)
+    correlation = (standard.mT @ standard / len(standard)).abs().clamp_max(1)
+    off = correlation.sum() - correlation.diagonal().sum()
+    others = off / (correlation.numel() - len(correlation))
+    return bool(1 - correlation.diagonal(1).mean() < 0.5 * (1 - others))
 
 
 def describe(
@@ -250,6 +309,7 @@ def describe(
 ]:
     """Features of an observation that suit the network, and the encoder of an adapter."""
     shape, observed = tuple(problem.field_shape), tuple(problem.observation_shape)
+    grid = grid_shape(problem)
     table, flat = is_table(observed, problem.param_shapes), network == "mlp"
     # A table is lifted where there is a grid and a way to it, and encoded as a set elsewhere.
     if table and not (len(shape) > 1 and isinstance(problem.physics, LinearPhysics)):
@@ -261,4 +321,4 @@ def describe(
     lifted = FieldFeatures(
         shape, observed, problem.param_shapes, problem.physics, with_start, flat
     )
-    return lifted, VectorEncoder(lifted.size) if flat else FieldEncoder(lifted.size, shape[1:])
+    return lifted, VectorEncoder(lifted.size) if flat else FieldEncoder(lifted.size, grid[1:])

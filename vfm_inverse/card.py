@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -80,6 +80,9 @@ class Card:
         version: of the package.
         corrected: of the draws as ``correction.auto`` corrects them, if they were checked:
             ``verdict``, ``reason``, ``num_simulations``, ``num_draws`` and ``method``.
+        training: what came of the training, in a sentence; empty where that is not known.
+        grades: aspect, grade and size of each of :func:`vfm_inverse.calibration.grades`; none in
+            a card of an older version.
     """
 
     verdict: str
@@ -99,6 +102,8 @@ class Card:
     false_alarm: float
     version: str
     corrected: dict[str, Any] | None = None
+    training: str = ""
+    grades: list[list[str]] = field(default_factory=list)
 
     def to_json(self) -> str:
         """The card as text, keys in order."""
@@ -137,16 +142,23 @@ class Card:
         ]
         if not all(isinstance(v, int | float) for v in numbers):
             raise ValueError("'figures' and 'valid_range' of a calibration card must hold numbers")
+        rows: list[Any] = list(card.grades)
+        if not all(isinstance(row, list) and [*map(type, row)] == [str] * 3 for row in rows):
+            raise ValueError(
+                "'grades' of a calibration card must hold aspect, grade and size of each"
+            )
         return card
 
 
 KINDS: dict[str, Any] = {
     **dict.fromkeys(("verdict", "reason", "split", "problem", "physics", "version"), str),
+    "training": str,
     **dict.fromkeys(("physics_sha256", "data_sha256", "weights_sha256"), str),
     **dict.fromkeys(("num_simulations", "num_draws", "seed"), int),
     **dict.fromkeys(("alpha", "false_alarm"), (int, float)),
     **dict.fromkeys(("figures", "valid_range"), dict),
     "corrected": (dict, NoneType),
+    "grades": list,
 }
 """What the fields of a card are."""
 
@@ -165,6 +177,7 @@ def certify(vfm: VariationalFlowMap, problem: InverseProblem, report: xr.Dataset
     Raises:
         ValueError: ``report`` is no calibration by simulations, or of other weights.
     """
+    from vfm_inverse.calibration.grading import grades
     from vfm_inverse.validity import FALSE_ALARM
 
     attrs = report.attrs
@@ -201,6 +214,8 @@ def certify(vfm: VariationalFlowMap, problem: InverseProblem, report: xr.Dataset
         false_alarm=FALSE_ALARM,
         version=__version__,
         corrected=None if earlier is None else earlier.corrected,
+        training=vfm.training_note or "",
+        grades=[list(one) for one in grades(report)],
     )
     return vfm.card
 

@@ -115,10 +115,11 @@ def checksum(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
 
 @checked(vfm="VariationalFlowMap", path="path")
 def save(vfm: VariationalFlowMap, path: str | Path) -> None:
-    """Write a map: weights, whitening, Gaussian start, features, how to rebuild its problem, and
-    its calibration card."""
+    """Write a map: weights, whitening, Gaussian start, features, how to rebuild its problem, what
+    came of its training, and its calibration card."""
     card = None if vfm.card is None else asdict(vfm.card)
-    write(path, vfm.state_dict(), "model", {"config": vfm.config, "card": card})
+    header = {"config": vfm.config, "card": card, "training": vfm.training_note}
+    write(path, vfm.state_dict(), "model", header)
 
 
 @checked("load", path="path", problem="InverseProblem")
@@ -133,9 +134,11 @@ def load(
     """Read a map that :meth:`VariationalFlowMap.save` wrote.
 
     Args:
-        path: a ``model.safetensors``.
-        problem: the problem the map was trained for; needed unless it came from ``problems.load``,
-            since physics of your own cannot be stored.
+        path: a ``model.safetensors``, or the folder of a run. A folder is trusted as code is: its
+            settings say how the problem is made, and a module of yours that they name is imported.
+            A file by itself has nothing imported.
+        problem: the problem the map was trained for; needed for a file unless it came from
+            ``problems.load``, and for a folder where its settings do not say how to make it.
         device: where to put it.
         whitening: one of the kind it was built with, if that was a class of your own.
         warn: whether to warn of a map that is uncertified or failed its calibration.
@@ -150,6 +153,10 @@ def load(
             and this physics.
     """
     # Between the warning and the caller's line are two calls and the check of the arguments.
+    if Path(path).is_dir():
+        from vfm_inverse.recipes import open_folder
+
+        return open_folder(path, problem, device, whitening, warn=warn, stacklevel=4)[0]
     return open_map(path, problem, device, whitening, warn=warn, stacklevel=4)[0]
 
 
@@ -179,6 +186,7 @@ def open_map(
             vfm.load_state_dict(tensors)
         except RuntimeError as error:
             raise ValueError(f"it does not fit the problem: {error}") from error
+    vfm.training_note = note if isinstance(note := header.get("training"), str) else None
     # A verdict of format 1 does not say of which weights it is.
     if card is not None and card.physics_sha256 == physics_fingerprint(problem):
         vfm.card = card
@@ -190,14 +198,18 @@ def open_map(
 
 
 def problem_of(config: Mapping[str, Any]) -> InverseProblem:
-    """The problem that a map's configuration names."""
+    """The problem of the package that a map's configuration names: no other is made from what a
+    file says."""
     from vfm_inverse import problems
 
-    if config["problem"]["name"] is None:
-        raise ValueError("it was trained on a problem of your own; pass it as 'problem'")
-    problem: InverseProblem = problems.load(
-        config["problem"]["name"], **config["problem"]["kwargs"]
-    )
+    name, own = config["problem"]["name"], "recipe" in config["problem"]
+    if own or name not in problems.available():
+        called = "" if name is None else f" ({name})"
+        raise ValueError(
+            f"it was trained on a problem of your own{called}; pass it as 'problem' ('--problem "
+            "module:object'), or load the folder of its run, if you trust it as you trust code"
+        )
+    problem: InverseProblem = problems.load(name, **config["problem"]["kwargs"])
     return problem
 
 

@@ -4,7 +4,7 @@ A run lives in a folder (:mod:`vfm_inverse.runs`): ``train`` makes one, the othe
 
 Exit codes: 0 success; 1 training diverged, an operator failed its verification, or the calibration
 verdict is "fail" and ``--strict`` was given; 2 bad input, with one line on
-standard error; 130 interrupted; 141 nobody reads the output any more.
+standard error; 130 interrupted, by Ctrl-C or SIGTERM; 141 nobody reads the output any more.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from contextlib import suppress
 from vfm_inverse.arguments import build_parser
 from vfm_inverse.commands import SUBCOMMANDS
 from vfm_inverse.console import one_line, plain_warnings, say
+from vfm_inverse.interruption import Interrupted, going_on, terminable
 
 __all__ = ["main"]
 
@@ -29,10 +30,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = build_parser(SUBCOMMANDS).parse_args(argv)
     try:
-        with plain_warnings():
+        with plain_warnings(), terminable():
             return int(args.run(args))
-    except KeyboardInterrupt:
-        say("vfm-inverse: interrupted", sys.stderr)
+    except KeyboardInterrupt as stop:
+        where = f": {stop.where}" if isinstance(stop, Interrupted) else ""
+        say(f"vfm-inverse: interrupted{where}", sys.stderr)
+        if hasattr(args, "resume") and (args.out / "config.json").is_file():
+            say(f"go on with: {going_on(sys.argv[1:] if argv is None else argv)}", sys.stderr)
         return 130
     except BrokenPipeError:
         with suppress(OSError, ValueError, AttributeError):  # no second complaint at the exit

@@ -7,21 +7,22 @@ torch and deepinv take seconds to import, so every subcommand imports them for i
 from __future__ import annotations
 
 import argparse
+import sys
 import tomllib
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vfm_inverse.card import standing
-from vfm_inverse.config import RunConfig, check_keys, read_config
+from vfm_inverse.card import Card, standing
+from vfm_inverse.config import Recipe, RunConfig, check_config, read_config, recipe_of
 from vfm_inverse.console import emit, say
-from vfm_inverse.settings import check_settings
 
 if TYPE_CHECKING:
     from xarray import Dataset
 
     from vfm_inverse.posterior import VariationalFlowMap
+    from vfm_inverse.problem import InverseProblem
 
 __all__ = ["SUBCOMMANDS", "conclude", "settings_of"]
 
@@ -48,42 +49,35 @@ def train(args: argparse.Namespace) -> int:
     """``vfm-inverse train``."""
     config = settings_of(args)
 
-    from vfm_inverse import problems, runs
+    from vfm_inverse import runs
     from vfm_inverse.build import build
-    from vfm_inverse.calibration import calibrate as check_calibration
     from vfm_inverse.corrected_runs import prior_map_of_run
     from vfm_inverse.files import locked
-    from vfm_inverse.objective import Objective
+    from vfm_inverse.recipes import make_problem
+    from vfm_inverse.run_settings import CONFIG, write_settings
     from vfm_inverse.training import fit
 
-    check_keys("model", config.model, build, reserved=["problem"])
-    ours = ["vfm", "problem", "checkpoint_dir", "resume", "progress"]
-    check_keys("fit", config.fit, fit, reserved=ours)
-    ours = ["posterior_fn", "problem", "quantities", "seed", "provenance", "progress"]
-    check_keys("calibration", config.calibration, check_calibration, reserved=ours)
-    for section in ("model", "fit", "calibration"):
-        check_settings(section, getattr(config, section), section)
-    if isinstance(terms := config.fit.get("objective"), dict):
-        check_keys("fit.objective", terms, Objective, reserved=["vfm"])
-        check_settings("objective", terms, "fit.objective")
-
+    check_config(config)
     with locked(args.out):
         goes_on = (args.out / runs.STATE).exists()
         if args.resume:
             runs.check_resume(args.out, config)
-        elif goes_on or (args.out / runs.MODEL).exists():
+            if not goes_on:
+                say(f"no checkpoint in '{args.out}' yet: training starts at step 0", sys.stderr)
+        elif goes_on or any((args.out / name).exists() for name in (runs.MODEL, CONFIG)):
             raise ValueError(
                 f"'{args.out}' already holds a run: continue it with --resume, or choose another "
                 "--out"
             )
-        problem = problems.load(config.problem, **config.problem_kwargs)
+        home = Path(args.target).parent if args.target.endswith(".toml") else Path.cwd()
+        problem = make_problem(Recipe(config.problem, home.absolute()))
         vfm = build(problem, **config.model)
         if not goes_on:
-            runs.write_settings(args.out, config)
+            write_settings(args.out, config, problem)
         bar, seed = not args.json, args.seed or 0
         fit(vfm, problem, **config.fit, checkpoint_dir=args.out, resume=args.resume, progress=bar)
         if goes_on:
-            runs.write_settings(args.out, config)
+            write_settings(args.out, config, problem)
         checked = runs.calibrate_run(
             args.out, vfm, problem, seed=seed, progress=bar, **config.calibration
         )
@@ -96,19 +90,21 @@ def train(args: argparse.Namespace) -> int:
 def sample(args: argparse.Namespace) -> int:
     """``vfm-inverse sample``."""
     from vfm_inverse.observations import read_observation
-    from vfm_inverse.runs import check_output, open_run
+    from vfm_inverse.runs import check_output
     from vfm_inverse.streaming import sample_to_netcdf
-    from vfm_inverse.training import resolve_device
 
+    quantiles = quantiles_of(args)
     check_output(args.out, args.folder, args.observation)
-    vfm, problem = open_run(args.folder, resolve_device(args.device))
+    vfm, problem = opened_run(args)
     y, params, labels = read_observation(args.observation, problem)
     given: dict[str, Any] = {"params": params, "seed": args.seed, "observation": labels}
+    given |= {"quantiles": quantiles, "keep_draws": args.draws}
     sample_to_netcdf(vfm, problem, y, args.num_draws, args.out, **given)
     done = {"draws": args.num_draws, "observations": len(y), "file": str(args.out)}
     if args.json:
         return emit(done | shown_standing(vfm))
-    say(f"{done['draws']} draws for {done['observations']} observation(s) in {done['file']}")
+    what = "draws" if quantiles is None else "draws, summarised,"
+    say(f"{done['draws']} {what} for {done['observations']} observation(s) in {done['file']}")
     say(f"calibration of the map: {standing(vfm)[0]}")
     return 0
 
@@ -117,13 +113,13 @@ def correct(args: argparse.Namespace) -> int:
     """``vfm-inverse correct``."""
     from vfm_inverse.corrected_runs import prior_map_of_run
     from vfm_inverse.correction import auto
-    from vfm_inverse.labelled import save_netcdf, to_xarray
+    from vfm_inverse.labelled import save_netcdf, summary, to_xarray
     from vfm_inverse.observations import read_observation
-    from vfm_inverse.runs import check_output, open_run
-    from vfm_inverse.training import resolve_device
+    from vfm_inverse.runs import check_output
 
+    quantiles = quantiles_of(args)
     check_output(args.out, args.folder, args.observation)
-    vfm, problem = open_run(args.folder, resolve_device(args.device))
+    vfm, problem = opened_run(args)
     y, params, labels = read_observation(args.observation, problem)
     prior_map = prior_map_of_run(args.folder, vfm, problem, progress=not args.json)
     ensemble = auto(
@@ -142,6 +138,8 @@ def correct(args: argparse.Namespace) -> int:
     draws = to_xarray(
         ensemble, problem, y, params=params, provenance=provenance, observation=labels
     )
+    if quantiles is not None:
+        draws = summary(draws, quantiles, keep_draws=args.draws)
     save_netcdf(draws, args.out)
     satisfied = int(ensemble.diagnostics["satisfied"].sum())
     done = {
@@ -170,11 +168,10 @@ def correct(args: argparse.Namespace) -> int:
 def calibrate(args: argparse.Namespace) -> int:
     """``vfm-inverse calibrate``."""
     from vfm_inverse.corrected_runs import calibrate_corrected_run
-    from vfm_inverse.runs import calibrate_run, open_run
-    from vfm_inverse.training import resolve_device
+    from vfm_inverse.runs import calibrate_run
 
     # That it was not checked yet is why it is checked now.
-    vfm, problem = open_run(args.folder, resolve_device(args.device), warn=False)
+    vfm, problem = opened_run(args, warn=False)
     check: Callable[..., Dataset] = calibrate_run
     simulations, draws = 1000, 1000
     if args.corrected:
@@ -194,10 +191,9 @@ def calibrate(args: argparse.Namespace) -> int:
 
 def report(args: argparse.Namespace) -> int:
     """``vfm-inverse report``."""
-    from vfm_inverse.runs import open_calibration, open_run, report_run
-    from vfm_inverse.training import resolve_device
+    from vfm_inverse.runs import open_calibration, report_run
 
-    vfm, problem = open_run(args.folder, resolve_device(args.device))
+    vfm, problem = opened_run(args)
     checked = open_calibration(args.folder)
     page = report_run(args.folder, vfm, problem, checked, seed=args.seed)
     if args.json:
@@ -235,8 +231,21 @@ def demo(args: argparse.Namespace) -> int:
     return emit(figures) if args.json else 0
 
 
+def inspect(args: argparse.Namespace) -> int:
+    """``vfm-inverse inspect``."""
+    from vfm_inverse.inspection import in_lines, inspect_path
+
+    found = inspect_path(args.path)
+    if args.json:
+        return emit(found)
+    for line in in_lines(args.path, found):
+        say(line)
+    return 0
+
+
 SUBCOMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "problems": list_problems,
+    "inspect": inspect,
     "train": train,
     "sample": sample,
     "correct": correct,
@@ -254,21 +263,35 @@ SUBCOMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
 
 def settings_of(args: argparse.Namespace) -> RunConfig:
     """The settings file or the problem's name, with what the command line adds."""
-    tables: dict[str, Any] = {"problem": {"name": args.target}}
+    tables: dict[str, Any] = {"problem": {"object" if ":" in args.target else "name": args.target}}
     if args.target.endswith(".toml"):
         tables = asdict(read_config(args.target))
-        tables["problem"] = {"name": tables["problem"], **tables.pop("problem_kwargs")}
     for setting in args.set:
         section, dot, key = setting.partition("=")[0].strip().partition(".")
         if not dot or "=" not in setting:
             raise ValueError(f"'--set' must be SECTION.KEY=VALUE; got {setting!r}")
         tables.setdefault(section, {})[key] = parsed(setting.partition("=")[2])
-    options = ["steps", "batch_size", "seed", "device"]
+    options = ["steps", "minutes", "batch_size", "seed", "device"]
     chosen = {key: getattr(args, key) for key in options if getattr(args, key) is not None}
-    tables["fit"] = {**tables.get("fit", {}), **chosen}
+    if "minutes" in chosen:  # a number of steps in the file would contradict it
+        chosen = {"steps": "auto", **chosen}
+    tables["fit"] = {"steps": "auto", **tables.get("fit", {}), **chosen}
     if args.seed is not None:
         tables["model"] = {**tables.get("model", {}), "seed": args.seed}
     return RunConfig.from_tables(tables)
+
+
+def opened_run(
+    args: argparse.Namespace, *, warn: bool = True
+) -> tuple[VariationalFlowMap, InverseProblem]:
+    """The map of the run that is named, and its problem or the one that is named instead."""
+    from vfm_inverse.recipes import make_problem
+    from vfm_inverse.runs import open_run
+    from vfm_inverse.training import resolve_device
+
+    device = resolve_device(args.device)
+    problem = None if args.problem is None else make_problem(recipe_of(args.problem))
+    return open_run(args.folder, device, problem=problem, warn=warn)
 
 
 def parsed(text: str) -> Any:
@@ -281,6 +304,9 @@ def parsed(text: str) -> Any:
 
 def conclude(args: argparse.Namespace, checked: Dataset, folder: Path) -> int:
     """Say how the calibration went, for people or for machines."""
+    from vfm_inverse.calibration.grading import grades
+    from vfm_inverse.calibration.verdict import state_skill
+
     level = checked.coverage_map.sel(level=0.9)
     result = {
         "verdict": checked.attrs["verdict"],
@@ -288,16 +314,33 @@ def conclude(args: argparse.Namespace, checked: Dataset, folder: Path) -> int:
         "coverage_90": float(level.mean()),
         "crps": float(checked.crps.mean()),
         "energy_score": float(checked.energy_score.mean()),
+        "training": Card.from_json(checked.attrs["calibration_card"]).training,
+        "grades": [one._asdict() for one in grades(checked)],
         "folder": str(folder),
     }
     if args.json:
         return emit(result)
-    say(f"calibration     {result['verdict']}: {result['reason']}")
-    say(f"90 % intervals  hold the truth in {100 * result['coverage_90']:.1f} % of cases")
-    say(f"CRPS            {result['crps']:.4g}")
-    say(f"energy score    {result['energy_score']:.4g}")
-    say(f"written to      {folder}")
+    if result["training"]:
+        say(f"{'training':<20}{result['training']}")
+    for one in grades(checked):
+        say(f"{one.aspect:<20}{one.grade:<12}{one.size}")
+    say(f"{'strict verdict':<20}{result['verdict']:<12}{result['reason']}")
+    crps = [f"{result['crps']:.4g}", state_skill(checked)]
+    say(f"{'CRPS':<20}{', '.join(filter(None, crps))}")
+    say(f"{'energy score':<20}{result['energy_score']:.4g}")
+    say(f"{'written to':<20}{folder}")
     return 0
+
+
+def quantiles_of(args: argparse.Namespace) -> tuple[float, ...] | None:
+    """Levels of the summary that was asked for, None where the draws were."""
+    from vfm_inverse.summaries import QUANTILES, levels
+
+    if args.summary:
+        return levels(QUANTILES if args.quantiles is None else args.quantiles)
+    if args.draws or args.quantiles is not None:
+        raise ValueError("'--draws' and '--quantiles' go with '--summary'; it is missing")
+    return None
 
 
 def shown_standing(vfm: VariationalFlowMap) -> dict[str, str]:

@@ -16,8 +16,13 @@
    [calibration]             # arguments of calibration.calibrate
    num_simulations = 500
 
-Only ``[problem]`` with its ``name`` is required. A section or a key that nothing would read is
-refused, so that a misspelt setting cannot pass for a default.
+A problem of your own is ``object = "mycode:make"`` in the place of the name, with the function's
+arguments as further keys, or is declared by the tables ``[problem.prior]``, ``[problem.physics]``
+and ``[problem.noise]`` (:mod:`vfm_inverse.declared`). Paths and modules are looked for beside the
+settings file, modules in the current folder first.
+
+Only ``[problem]`` is required. A section or a key that nothing would read is refused, so that a
+misspelt setting cannot pass for a default.
 """
 
 from __future__ import annotations
@@ -30,9 +35,43 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-__all__ = ["RunConfig", "check_keys", "read_config"]
+from vfm_inverse.settings import check_settings
+
+__all__ = [
+    "DECLARED",
+    "Recipe",
+    "RunConfig",
+    "check_config",
+    "check_keys",
+    "read_config",
+    "recipe_of",
+    "refuse_unknown",
+]
 
 SECTIONS = ("problem", "model", "fit", "calibration")
+
+DECLARED = ("prior", "physics", "noise")
+"""Tables of a declared problem."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a problem is made: the section ``[problem]``, and where its files and modules are.
+
+    Args:
+        table: one of ``name = ...``, ``object = "module:object"``, each with arguments as further
+            keys, or the tables of a declared problem.
+        folder: that paths are relative to.
+    """
+
+    table: dict[str, Any]
+    folder: Path = field(default_factory=Path.cwd)
+
+    def __post_init__(self) -> None:
+        _check_problem(self.table)
+
+    def __str__(self) -> str:
+        return str(self.table.get("name") or self.table.get("object") or "a declared problem")
 
 
 @dataclass(frozen=True)
@@ -40,15 +79,13 @@ class RunConfig:
     """Settings by the function they are handed to.
 
     Args:
-        problem: name of the problem.
-        problem_kwargs: arguments of ``problems.load``.
+        problem: the table of a :class:`Recipe`.
         model: arguments of ``VariationalFlowMap.for_problem``.
         fit: arguments of ``fit``.
         calibration: arguments of ``calibration.calibrate``.
     """
 
-    problem: str
-    problem_kwargs: dict[str, Any] = field(default_factory=dict)
+    problem: dict[str, Any]
     model: dict[str, Any] = field(default_factory=dict)
     fit: dict[str, Any] = field(default_factory=dict)
     calibration: dict[str, Any] = field(default_factory=dict)
@@ -58,18 +95,16 @@ class RunConfig:
         """Settings from the nested tables of a TOML file.
 
         Raises:
-            ValueError: an unknown section, a section that is no table, or a problem without name.
+            ValueError: an unknown section, a section that is no table, or a problem that is of
+                none or of several of the three forms.
         """
-        _refuse_unknown("section", tables, SECTIONS)
+        refuse_unknown("section", tables, SECTIONS)
         for section in SECTIONS:
             if not isinstance(tables.get(section, {}), Mapping):
                 raise ValueError(f"'{section}' must be a table; got {tables[section]!r}")
-        kwargs = dict(tables.get("problem", {}))
-        name = kwargs.pop("name", None)
-        if not isinstance(name, str):
-            raise ValueError(f"[problem] must have a 'name', a string; got {name!r}")
-        rest = {section: dict(tables.get(section, {})) for section in SECTIONS[1:]}
-        return cls(name, kwargs, **rest)
+        given = {section: dict(tables.get(section, {})) for section in SECTIONS}
+        _check_problem(given["problem"])
+        return cls(**given)
 
 
 def read_config(path: str | Path) -> RunConfig:
@@ -86,6 +121,19 @@ def read_config(path: str | Path) -> RunConfig:
     # TOMLDecodeError and UnicodeDecodeError are ValueErrors; tables may nest without end.
     except (ValueError, RecursionError) as error:
         raise ValueError(f"'{path}' is not a settings file: {error}") from error
+
+
+def recipe_of(target: str) -> Recipe:
+    """The recipe of what a command line calls a problem: a name, ``module:object`` or a settings
+    file.
+
+    Raises:
+        FileNotFoundError: there is no such settings file.
+        ValueError: it is no settings file.
+    """
+    if target.endswith(".toml"):
+        return Recipe(read_config(target).problem, Path(target).absolute().parent)
+    return Recipe({"object" if ":" in target else "name": target})
 
 
 def check_keys(
@@ -110,10 +158,55 @@ def check_keys(
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     parameters = inspect.signature(function).parameters.values()
     accepted = [p.name for p in parameters if p.kind in named and p.name not in taken]
-    _refuse_unknown(f"key in [{section}]", given, accepted)
+    refuse_unknown(f"key in [{section}]", given, accepted)
 
 
-def _refuse_unknown(what: str, given: Iterable[str], known: Iterable[str]) -> None:
+def _check_problem(table: Mapping[str, Any]) -> None:
+    """Refuse a section ``[problem]`` that does not say in one way which problem it is."""
+    forms = [form for form in ("name", "object") if form in table]
+    declared = [part for part in DECLARED if isinstance(table.get(part), Mapping)]
+    if not forms and declared:
+        refuse_unknown("key in [problem]", table, DECLARED)
+    elif len(forms) != 1 or not isinstance(table[forms[0]], str):
+        raise ValueError(
+            "[problem] must have a 'name' or an 'object', one string, or the tables "
+            f"[problem.prior], [problem.physics] and [problem.noise]; got {dict(table)!r:.200}"
+        )
+
+
+def check_config(config: RunConfig) -> None:
+    """Refuse settings that nothing would read, or that are out of range, before anything begins.
+
+    Raises:
+        ValueError: the message names section and key.
+    """
+    from vfm_inverse.build import build
+    from vfm_inverse.calibration import calibrate
+    from vfm_inverse.objective import Objective
+    from vfm_inverse.training import fit
+
+    check_keys("model", config.model, build, reserved=["problem"])
+    ours = ["vfm", "problem", "checkpoint_dir", "resume", "progress", "callbacks"]
+    check_keys("fit", config.fit, fit, reserved=ours)
+    ours = ["posterior_fn", "problem", "quantities", "seed", "provenance", "progress"]
+    check_keys("calibration", config.calibration, calibrate, reserved=ours)
+    for section in ("model", "fit", "calibration"):
+        check_settings(section, getattr(config, section), section)
+    if isinstance(terms := config.fit.get("objective"), dict):
+        check_keys("fit.objective", terms, Objective, reserved=["vfm"])
+        check_settings("objective", terms, "fit.objective")
+
+
+def refuse_unknown(what: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse names that are not known.
+
+    Args:
+        what: they are, for the message.
+        given, known: names.
+
+    Raises:
+        ValueError: one is unknown; the message suggests the nearest.
+    """
     known = list(known)
     for key in given:
         if key not in known:

@@ -119,6 +119,7 @@ def calibrate_corrected_run(
                 "method": posterior.method(),
             },
         )
+        checked.attrs["calibration_card"] = vfm.card.to_json()
         save_netcdf(checked, folder / CORRECTED)
         vfm.save(folder / MODEL)
     return checked

@@ -31,6 +31,12 @@ from vfm_inverse.training import fit, resolve_device
 
 __all__ = ["run_demo"]
 
+PROBLEM: dict[str, Any] = {"name": "photo-deblur", "size": 32}
+SEED = 0
+WEIGHTS = Path(__file__).parent / "data" / "demo.safetensors"
+"""Weights of a map of this problem, of coordinates and a start made with this seed; written by
+``python -m tests.benchmarks.demo_checkpoint``."""
+
 
 def run_demo(
     out: str | Path,

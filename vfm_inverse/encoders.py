@@ -70,7 +70,8 @@ class FieldFeatures(FittedBuffers):
     Stations that change or are switched off give a channel of values and one of their density.
 
     Args:
-        event_shape: shape of the field, ``(C, L)`` or ``(C, H, W)``.
+        event_shape: shape of the field, ``(C, L)`` or ``(C, H, W)``; a vector ``(L,)`` is a field
+            of one channel.
         param_shapes: per-sample shape of every parameter; one with the field's spatial shape is a
             channel (or several), one of at most 16 numbers is that many constant channels, a
             larger one (a kernel) is left to the lifted observation.
@@ -98,6 +99,8 @@ class FieldFeatures(FittedBuffers):
         flat: bool = False,
     ) -> None:
         super().__init__()
+        self._vector = len(event_shape) == 1
+        event_shape = (1,) * self._vector + tuple(event_shape)
         self.event_shape = torch.Size(event_shape)
         # Not registered: the physics belongs to the problem and is neither trained nor stored
         # here.
@@ -106,7 +109,7 @@ class FieldFeatures(FittedBuffers):
         stored = noise.detach().clone() if isinstance(noise, Tensor) else None
         object.__setattr__(self, "_noise", stored)
         self.lift = self._adjoint is not None
-        self.is_field = tuple(observation_shape[1:]) == tuple(event_shape[1:])
+        self.is_field = self._is_plane(observation_shape)
         self.with_start, self.flat = with_start, flat
         rows = row_columns(observation_shape, param_shapes) if self.lift else ()
         # Stations that come and go: where they are matters as much as what they say.
@@ -118,12 +121,12 @@ class FieldFeatures(FittedBuffers):
         if table:
             channels += 2 * event_shape[0]
         elif self.is_field:
-            channels += observation_shape[0]
+            channels += self._planes(observation_shape)
         elif self.lift:
             channels += event_shape[0]
         for shape in (param_shapes[name] for name in self._shared):
             if self._is_plane(shape):
-                channels += shape[0]
+                channels += self._planes(shape)
             elif math.prod(shape) <= 16:
                 channels += math.prod(shape)
         if not channels:
@@ -172,7 +175,11 @@ class FieldFeatures(FittedBuffers):
         return torch.where(spread > 0, spread, 1.0)
 
     def _is_plane(self, shape: tuple[int, ...]) -> bool:
-        return tuple(shape[1:]) == tuple(self.event_shape[1:])
+        spatial = tuple(self.event_shape[1:])
+        return tuple(shape[1:]) == spatial or (self._vector and tuple(shape) == spatial)
+
+    def _planes(self, shape: tuple[int, ...]) -> int:
+        return math.prod(shape) // math.prod(self.event_shape[1:])
 
     def _raw(
         self, y: Tensor, params: Mapping[str, Tensor], start: ContractedNormal | None
@@ -188,14 +195,15 @@ class FieldFeatures(FittedBuffers):
         if self.table is not None:
             channels.append(self.table.lift(y, params, self._adjoint))
         elif self.is_field:
-            channels.append(y)
+            channels.append(y.reshape(len(y), -1, *spatial))
         elif self.lift:
             # Twice: once for the datum and once for its row of the operator.
-            channels.append(self._adjoint(y / self.level / self.level, **params))
+            lifted = self._adjoint(y / self.level / self.level, **params)
+            channels.append(lifted.reshape(len(y), *self.event_shape))
         for name in self._shared:
             value = params[name]
             if self._is_plane(value.shape[1:]):
-                channels.append(value)
+                channels.append(value.reshape(len(value), -1, *spatial))
             elif value[0].numel() <= 16:
                 flat = value.reshape(value.shape[0], -1)
                 planes = flat.reshape(*flat.shape, *[1] * len(spatial))
@@ -226,9 +234,10 @@ class FieldEncoder(nn.Module):
         conv = CONVOLUTIONS[len(spatial)]
         layers: list[nn.Module] = [conv(channels, 32, 3, padding=1), nn.SiLU()]
         sides = list(spatial)
-        while min(sides) > 4:
-            layers += [conv(32, 32, 3, stride=2, padding=1), nn.SiLU()]
-            sides = [(n + 1) // 2 for n in sides]
+        while max(sides) > 4:
+            strides = tuple(2 if n > 4 else 1 for n in sides)
+            layers += [conv(32, 32, 3, stride=strides, padding=1), nn.SiLU()]
+            sides = [-(-n // stride) for n, stride in zip(sides, strides, strict=True)]
         layers += [nn.Flatten(), nn.Linear(32 * math.prod(sides), width), nn.SiLU()]
         self.layers = nn.Sequential(*layers)
 

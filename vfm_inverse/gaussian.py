@@ -14,13 +14,27 @@ density costs O(d r): there is no d x d matrix anywhere.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
-__all__ = ["ContractedNormal", "StandardNormal"]
+__all__ = ["ContractedNormal", "Modes", "StandardNormal"]
+
+
+class Modes(Protocol):
+    """As many orthonormal columns as dimensions, which all observations share and a fast transform
+    multiplies by."""
+
+    def project(self, x: Tensor) -> Tensor:
+        """``V^T x``, ``(*batch, d)``."""
+
+    def lift(self, coefficients: Tensor) -> Tensor:
+        """``V c``, ``(*batch, d)``."""
+
+    def diagonal(self, weights: Tensor) -> Tensor:
+        """Diagonal of ``V diag(weights) V^T``, ``(*batch, d)``."""
 
 
 class StandardNormal(TorchDistribution):
@@ -74,7 +88,7 @@ class ContractedNormal(TorchDistribution):
     Args:
         loc: mean, ``(*batch, d)``.
         basis: orthonormal columns, ``(d, r)`` shared by the batch or ``(*batch, d, r)`` with one
-            batch dimension.
+            batch dimension; or :class:`Modes`, with ``r = d``.
         scale: standard deviations along the columns, ``(*batch, r)``.
     """
 
@@ -83,9 +97,10 @@ class ContractedNormal(TorchDistribution):
     has_rsample = True
 
     def __init__(
-        self, loc: Tensor, basis: Tensor, scale: Tensor, validate_args: bool | None = None
+        self, loc: Tensor, basis: Tensor | Modes, scale: Tensor, validate_args: bool | None = None
     ) -> None:
-        self.loc, self.basis, self.scale = loc, basis, scale
+        self.loc, self.scale = loc, scale
+        self.basis = basis
         super().__init__(loc.shape[:-1], loc.shape[-1:], validate_args=validate_args)
 
     @property
@@ -96,18 +111,24 @@ class ContractedNormal(TorchDistribution):
     @property
     def variance(self) -> Tensor:
         """Diagonal of the covariance, ``(*batch, d)``."""
+        if not isinstance(self.basis, Tensor):
+            return self.basis.diagonal(self.scale.square())
         gain = (1 - self.scale.square()).unsqueeze(-2)
         return 1 - (gain @ self.basis.square().mT).squeeze(-2)
 
     @property
     def covariance_matrix(self) -> Tensor:
         """Covariance, ``(*batch, d, d)``; for small ``d``."""
-        weighted = self.basis * (self.scale.square() - 1).unsqueeze(-2)
         eye = torch.eye(self.event_shape[0], dtype=self.loc.dtype, device=self.loc.device)
+        if not isinstance(self.basis, Tensor):
+            return self.basis.lift(self.basis.project(eye) * self.scale.square().unsqueeze(-2))
+        weighted = self.basis * (self.scale.square() - 1).unsqueeze(-2)
         return eye + weighted @ self.basis.mT
 
     def project(self, x: Tensor) -> Tensor:
         """Coefficients ``V^T x``, ``(*sample, *batch, d)`` to ``(*sample, *batch, r)``."""
+        if not isinstance(self.basis, Tensor):
+            return self.basis.project(x)
         if self.basis.dim() == 2:
             return x @ self.basis
         # One basis per observation: batch first, samples as rows, so that no basis is copied per
@@ -121,6 +142,8 @@ class ContractedNormal(TorchDistribution):
 
     def lift(self, coefficients: Tensor) -> Tensor:
         """``V c``, ``(*sample, *batch, r)`` to ``(*sample, *batch, d)``."""
+        if not isinstance(self.basis, Tensor):
+            return self.basis.lift(coefficients)
         if self.basis.dim() == 2:
             return coefficients @ self.basis.T
         lead = coefficients.shape[:-2]
@@ -129,6 +152,8 @@ class ContractedNormal(TorchDistribution):
 
     def contract(self, x: Tensor, factor: Tensor) -> Tensor:
         """``x + V (factor - 1) V^T x``: scale by ``factor`` along the informed directions only."""
+        if not isinstance(self.basis, Tensor):  # which are all of them
+            return self.lift(factor * self.project(x))
         return x + self.lift((factor - 1) * self.project(x))
 
     def standardize(self, z: Tensor) -> Tensor:
@@ -145,16 +170,23 @@ class ContractedNormal(TorchDistribution):
         Raises:
             ValueError: every law of the batch has directions of its own.
         """
+        chosen = self.scale.flatten(0, -2).mean(0).argsort()[:rank]
+        if not isinstance(self.basis, Tensor):
+            unit = self.loc.new_zeros(rank, self.event_shape[0])
+            unit[torch.arange(rank), chosen] = 1
+            return self.basis.lift(unit).T
         if self.basis.dim() > 2:
             raise ValueError(
                 "the Gaussian start must have directions that all observations share, and not one "
                 "operator for each; take the adapter 'contraction' there"
             )
-        return self.basis[:, self.scale.flatten(0, -2).mean(0).argsort()[:rank]]
+        return self.basis[:, chosen]
 
     def __getitem__(self, rows: slice) -> ContractedNormal:
         """The laws of some rows of a batch with one dimension."""
-        basis = self.basis if self.basis.dim() == 2 else self.basis[rows]
+        basis = self.basis
+        if isinstance(basis, Tensor) and basis.dim() > 2:
+            basis = basis[rows]
         return ContractedNormal(self.loc[rows], basis, self.scale[rows], validate_args=False)
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
@@ -179,7 +211,7 @@ class ContractedNormal(TorchDistribution):
         """The same laws over a larger batch."""
         batch_shape = torch.Size(batch_shape)
         basis = self.basis
-        if basis.dim() > 2:
+        if isinstance(basis, Tensor) and basis.dim() > 2:
             basis = basis.expand(batch_shape + basis.shape[-2:])
         return ContractedNormal(
             self.loc.expand(batch_shape + self.event_shape),

@@ -11,6 +11,8 @@ variable       dimensions                                content
 ``param_NAME`` ``observation, NAME_0, NAME_1, ...``      any other parameter of the problem
 ============== ========================================= =======================================
 
+:func:`summary` writes ``mean``, ``std`` and ``quantiles`` (``quantile`` first) for the draws.
+
 A file of one observation may leave out the dimension ``observation``. What else belongs to an
 observation (its date or name, the rows of its station table, global attributes) travels from
 :func:`load_observation`'s file into every output.
@@ -20,7 +22,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,20 +38,23 @@ from vfm_inverse.checks import inner
 from vfm_inverse.correction.ensemble import Ensemble
 from vfm_inverse.labels import (
     BATCH,
+    CHAINS,
     DRAW,
     ERROR_STD,
     OBSERVED,
     PARAM,
+    WEIGHT,
     squeezed,
     storable_name,
 )
 from vfm_inverse.netcdf_files import SUM, write_netcdf
 from vfm_inverse.observations import load_observation, mask_is_of_data
+from vfm_inverse.summaries import QUANTILES, levels, statistics
 
 if TYPE_CHECKING:
     from vfm_inverse.problem import InverseProblem
 
-__all__ = ["load_observation", "observation_to_xarray", "save_netcdf", "to_xarray"]
+__all__ = ["load_observation", "observation_to_xarray", "save_netcdf", "summary", "to_xarray"]
 
 
 # Out ------------------------------------------------------------------------------------------
@@ -82,8 +87,9 @@ def to_xarray(
         ValueError: shapes do not fit the problem.
     """
     further: dict[str, Any] = {}
+    chains = 1
     if isinstance(draws, Ensemble):
-        further, draws = draws.variables(DRAW, BATCH), draws.samples
+        further, chains, draws = draws.variables(DRAW, BATCH), draws.chains, draws.samples
     draws = real_tensor(draws, "draws")
     labels, lead = problem.field_labels, draws.dim() - len(problem.field_shape)
     if lead not in (1, 2) or draws.shape[lead:] != problem.field_shape:
@@ -109,7 +115,78 @@ def to_xarray(
         data = _observation(y, given, problem)
         # A field and its data may share dimensions, which then have to be the same.
         dataset = dataset.merge(data, join="exact", compat="equals")
+    if chains > 1:
+        provenance = {CHAINS: chains, **(provenance or {})}
     return _finished(dataset, problem, observation, num, _plain(provenance or {}))
+
+
+@checked(draws="Dataset")
+def summary(
+    draws: xr.Dataset, quantiles: Sequence[float] = QUANTILES, *, keep_draws: bool = False
+) -> xr.Dataset:
+    """Mean, standard deviation and quantiles instead of draws; all else stays as it is.
+
+    Args:
+        draws: what :func:`to_xarray` gives, or its file read again. Draws with weights, those of
+            an ensemble, count by their weights.
+        quantiles: levels, increasing, above 0 and below 1.
+        keep_draws: whether the draws stay too.
+
+    Returns:
+        ``mean`` and ``std`` ``(observation, *field)`` in the units of the field, and ``quantiles``
+        ``(quantile, observation, *field)``. What else has one of these names gets ``station_``
+        before it.
+
+    Raises:
+        ValueError: there is not one variable of draws, or ``quantiles`` are none.
+    """
+    points = levels(quantiles)
+    field = draws_of(draws)
+    weights = draws.get(WEIGHT)
+    found = statistics(field.values, points, None if weights is None else weights.values)
+    kept = draws if keep_draws else draws.drop_dims(DRAW)
+    taken = {*found, "quantile"} & set(map(str, kept.variables))
+    if {"quantile"} & set(map(str, kept.dims)):
+        raise ValueError("'draws' must have no dimension 'quantile', which a summary adds")
+    kept = kept.rename({name: f"station_{name}" for name in taken})
+    called, units = field.attrs.get("long_name", field.name), field.attrs.get("units")
+    what = {
+        "mean": "posterior mean",
+        "std": "posterior standard deviation",
+        "quantiles": "posterior quantiles",
+    }
+    dims = {name: ("quantile",) * (name == "quantiles") + field.dims[1:] for name in found}
+    variables = {
+        name: (
+            dims[name],
+            values,
+            _known({"units": units, "long_name": f"{what[name]} of {called}"}),
+        )
+        for name, values in found.items()
+    }
+    about = {"long_name": "level of the quantile"}
+    made = kept.assign_coords(quantile=("quantile", np.array(points), about)).assign(variables)
+    return made.assign_attrs(num_draws=field.sizes[DRAW])
+
+
+def draws_of(dataset: xr.Dataset) -> xr.DataArray:
+    """The variable of draws, ``draw`` first.
+
+    Raises:
+        ValueError: there is not one.
+    """
+    names = [n for n, v in dataset.data_vars.items() if DRAW in v.dims and n != WEIGHT]
+    if len(names) != 1:
+        raise ValueError(
+            f"'draws' must have one variable with the dimension '{DRAW}'; got {names} among "
+            f"{[str(name) for name in dataset.data_vars]}"
+        )
+    lead = [dim for dim in (DRAW, BATCH) if dim in dataset[names[0]].dims]
+    return dataset[names[0]].transpose(*lead, ...)
+
+
+def _known(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in attrs.items() if value is not None}
 
 
 @checked(problem="InverseProblem", params="mapping", observation="Dataset")

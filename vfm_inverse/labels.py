@@ -22,10 +22,12 @@ __all__ = ["AxisLabels", "squeezed", "storable_name"]
 
 # Names in files; see vfm_inverse.labelled.
 DRAW, BATCH = "draw", "observation"
-OBSERVED, ERROR_STD, PARAM = "observed", "error_std", "param_"
+OBSERVED, ERROR_STD, PARAM, WEIGHT = "observed", "error_std", "param_", "weight"
+CHAINS = "num_chains"
+"""Attribute of draws that are Markov chains, which take turns along ``draw``."""
 
 TAKEN = frozenset(
-    (DRAW, BATCH, OBSERVED, ERROR_STD, "weight", "note", "ess", "k_hat", "rhat", "mcmc_ess")
+    (DRAW, BATCH, OBSERVED, ERROR_STD, WEIGHT, "note", "ess", "k_hat", "rhat", "mcmc_ess")
     + ("acceptance", "folded", "rung", "satisfied", "stages")
 )
 """Names of variables and dimensions that an output has for its own."""

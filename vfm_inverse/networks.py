@@ -21,7 +21,8 @@ __all__ = ["MLP", "TimeFeatures", "UNet", "fresh_mlp"]
 
 CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED: dict[int, Any] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-"""Convolutions by the number of space axes."""
+INTERPOLATIONS = {1: "linear", 2: "bilinear", 3: "trilinear"}
+"""Convolutions and interpolations by the number of space axes."""
 
 
 class TimeFeatures(nn.Module):
@@ -124,22 +125,57 @@ class ResidualBlock(nn.Module):
         return h + self.second(nn.functional.silu(residual))
 
 
-class UNet(nn.Module):
-    """Compact U-Net on fields ``(C, L)``, ``(C, H, W)`` or ``(C, D, H, W)``, given flat.
+class Details(nn.Module):
+    """Single pixels from features of patches: features of the pixels themselves, scaled and
+    shifted by those of the patches, which are interpolated.
 
-    From 32 pixels a side it works on patches of 2 x 2 (``patch`` pixels a side): four times
-    cheaper, and wider for it.
+    Every pixel goes through the same filters, so that none differs from its neighbour by its place
+    in a patch.
 
     Args:
-        event_shape: shape of one field; each side must be divisible by ``patch * 2 ** levels``.
+        dims: number of space axes.
+        channels: of the field.
+        context_channels: of the context.
+        width: channels of the patches.
+    """
+
+    def __init__(self, dims: int, channels: int, context_channels: int, width: int) -> None:
+        super().__init__()
+        conv, thin = CONVOLUTIONS[dims], max(width // 4, channels)
+        self.enter = conv(channels, thin, 3, padding=1)
+        self.condition = (
+            conv(context_channels, thin, 3, padding=1, bias=False) if context_channels else None
+        )
+        self.film = conv(width, 2 * thin, 1)
+        self.leave = zero(conv(thin, channels, 3, padding=1))
+        self.mode = INTERPOLATIONS[dims]
+
+    def forward(self, h: Tensor, x: Tensor, context: Tensor | None) -> Tensor:
+        """Of patches ``h (k n, width, ...)`` and the field ``x (k n, channels, ...)``."""
+        film = nn.functional.interpolate(self.film(h), size=x.shape[2:], mode=self.mode)
+        scale, shift = film.chunk(2, 1)
+        detail = self.enter(x)
+        if self.condition is not None:
+            detail = add_shared(detail, self.condition(context))
+        out: Tensor = self.leave(nn.functional.silu(detail * (1 + scale) + shift))
+        return out
+
+
+class UNet(nn.Module):
+    """Compact U-Net on vectors ``(L,)`` and fields ``(C, L)``, ``(C, H, W)`` or ``(C, D, H, W)``,
+    given flat.
+
+    Sides may have any length: inside, they are continued by their last value to a multiple of what
+    is halved. An axis too short for that is left alone. From 32 pixels a side the residual blocks
+    work on patches of 2 x 2 (``patch`` pixels a side): four times cheaper, and wider for it.
+
+    Args:
+        event_shape: shape of one field.
         context_channels: channels of the context, which has the field's spatial shape; 0 for none.
         width: channels at the first resolution, doubled once below it.
-        levels: number of halvings; ``None`` halves while the smaller side stays at 4 or more, at
-            most 3 times.
+        levels: number of halvings, of each axis until it is 1; ``None`` halves what stays at 4 or
+            more, at most 3 times.
         patch: pixels a side merged by the first layer; ``None`` chooses.
-
-    Raises:
-        ValueError: a side is not divisible by ``patch * 2 ** levels``.
     """
 
     def __init__(
@@ -151,27 +187,19 @@ class UNet(nn.Module):
         patch: int | None = None,
     ) -> None:
         super().__init__()
-        channels, *sides = event_shape
+        self.event_shape = torch.Size((1,) * (len(event_shape) == 1) + tuple(event_shape))
+        channels, *sides = self.event_shape
         if patch is None:
-            patch = 2 if all(n % 2 == 0 and n >= 32 for n in sides) else 1
-        if levels is None:
-            levels = 0
-            while levels < 3 and all(
-                n % (patch * 2 ** (levels + 1)) == 0 and n >= patch * 2 ** (levels + 3)
-                for n in sides
-            ):
-                levels += 1
-        factor = patch * 2**levels
-        if any(n % factor for n in sides):
-            raise ValueError(
-                f"'event_shape' must have sides divisible by {factor} (patch={patch}, "
-                f"levels={levels}); got {event_shape}"
-            )
-        self.event_shape = torch.Size(event_shape)
+            patch = 2 if min(sides) >= 32 else 1
+        strides = halvings([-(-n // patch) for n in sides], levels)
+        factors = [patch * math.prod(along) for along in zip(*strides, strict=True)] or [
+            patch
+        ] * len(sides)
+        self.margins = [-n % factor for n, factor in zip(sides, factors, strict=True)]
         dims = len(sides)
         conv = CONVOLUTIONS[dims]
         transpose = TRANSPOSED[dims]
-        widths = [width] + [2 * width] * levels
+        widths = [width] + [2 * width] * len(strides)
         embedding = 4 * width
         self.times = TimeFeatures()
         self.embed = fresh_mlp([self.times.size, embedding, embedding])
@@ -185,25 +213,24 @@ class UNet(nn.Module):
             conv(context_channels, width, bias=False, **window) if context_channels else None
         )
         self.down_blocks = nn.ModuleList(ResidualBlock(dims, w, embedding) for w in widths)
-        self.down = nn.ModuleList(
-            conv(a, b, 2, stride=2) for a, b in zip(widths[:-1], widths[1:], strict=True)
-        )
+        steps = list(zip(widths[:-1], widths[1:], strides, strict=True))
+        self.down = nn.ModuleList(conv(a, b, stride, stride=stride) for a, b, stride in steps)
         self.middle = ResidualBlock(dims, widths[-1], embedding)
-        self.up = nn.ModuleList(
-            transpose(b, a, 2, stride=2) for a, b in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.up = nn.ModuleList(transpose(b, a, stride, stride=stride) for a, b, stride in steps)
         self.up_blocks = nn.ModuleList(ResidualBlock(dims, w, embedding) for w in widths[:-1])
-        self.leave = nn.Sequential(
-            nn.GroupNorm(min(8, width), width),
-            nn.SiLU(),
-            zero((conv if patch == 1 else transpose)(width, channels, **window)),
-        )
+        last = [nn.GroupNorm(min(8, width), width), nn.SiLU()]
+        if patch == 1:
+            last.append(zero(conv(width, channels, **window)))
+        self.leave = nn.Sequential(*last)
+        self.details = Details(dims, channels, context_channels, width) if patch > 1 else None
 
     def forward(self, x: Tensor, s: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
         """The network's output at ``x (k n, d)``."""
         embedding = self.embed(self.times(s, t))
-        h = self.enter(x.unflatten(-1, self.event_shape))
-        if self.condition is not None:
+        x = self.extend(x.unflatten(-1, self.event_shape))
+        h = self.enter(x)
+        if self.condition is not None and context is not None:
+            context = self.extend(context)
             h = add_shared(h, self.condition(context))
         skips = []
         for i, block in enumerate(self.down_blocks):
@@ -214,4 +241,24 @@ class UNet(nn.Module):
         h = self.middle(h, embedding)
         for i in reversed(range(len(self.up))):
             h = self.up_blocks[i](self.up[i](h) + skips[i], embedding)
-        return self.leave(h).flatten(1)
+        h = self.leave(h)
+        if self.details is not None:
+            h = self.details(h, x, context)
+        for axis, size in enumerate(self.event_shape[1:], 2):
+            h = h.narrow(axis, 0, size)
+        return h.flatten(1)
+
+    def extend(self, x: Tensor) -> Tensor:
+        """Continue each side by its last value, ``margins`` pixels far."""
+        margins = [pixels for margin in reversed(self.margins) for pixels in (0, margin)]
+        return nn.functional.pad(x, margins, mode="replicate") if any(margins) else x
+
+
+def halvings(sides: list[int], levels: int | None) -> list[tuple[int, ...]]:
+    """Strides of each halving along each axis: 2 where the axis is long enough for it, or 1."""
+    least, most = (4, 3) if levels is None else (1, levels)
+    strides: list[tuple[int, ...]] = []
+    while len(strides) < most and (levels is not None or max(sides) >= 2 * least):
+        strides.append(tuple(2 if n >= 2 * least else 1 for n in sides))
+        sides = [-(-n // stride) for n, stride in zip(sides, strides[-1], strict=True)]
+    return strides

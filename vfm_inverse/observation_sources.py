@@ -1,4 +1,5 @@
-"""Whatever holds an observation, as a dataset: netCDF files, xarray, pandas, plain arrays.
+"""Whatever holds an observation, as a dataset: netCDF, CSV and Parquet files, pictures, xarray,
+pandas, plain arrays.
 
 NaN, NaT, a fill value and what lies outside a stated valid range mean: not observed
 (:mod:`vfm_inverse.fill_values`).
@@ -11,7 +12,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,7 @@ from torch import Tensor
 from vfm_inverse.arrays import real_array
 from vfm_inverse.axes import dated
 from vfm_inverse.fill_values import decoded
+from vfm_inverse.image_folders import SUFFIXES, picture
 from vfm_inverse.labels import BATCH, OBSERVED, squeezed
 from vfm_inverse.netcdf_files import FOREIGN, content_holds, unreadable
 from vfm_inverse.priors import unstacked
@@ -29,9 +31,11 @@ from vfm_inverse.table_columns import table_of
 if TYPE_CHECKING:
     from vfm_inverse.problem import InverseProblem
 
-__all__ = ["Source", "opened"]
+__all__ = ["Source", "opened", "opened_file"]
 
-Source = str | os.PathLike[str] | xr.Dataset | xr.DataArray | pd.DataFrame | np.ndarray | Tensor
+Source: TypeAlias = (
+    str | os.PathLike[str] | xr.Dataset | xr.DataArray | pd.DataFrame | np.ndarray | Tensor
+)
 
 
 @contextmanager
@@ -50,6 +54,22 @@ def opened(source: Any, problem: InverseProblem) -> Iterator[xr.Dataset]:
     if not isinstance(source, str | os.PathLike):
         yield _of_array(source, problem).to_dataset(name=OBSERVED)
         return
+    if Path(source).suffix.lower() in SUFFIXES and Path(source).is_file():
+        yield _of_array(_read_picture(source, problem), problem).to_dataset(name=OBSERVED)
+        return
+    with opened_file(source) as dataset:
+        yield dataset
+
+
+@contextmanager
+def opened_file(source: str | os.PathLike[str]) -> Iterator[xr.Dataset]:
+    """A netCDF file, or a table as CSV or Parquet, whose values are read when they are needed.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ImportError: pandas lacks a reader of Parquet.
+        ValueError: it cannot be read.
+    """
     if Path(source).is_dir():
         raise ValueError(
             f"'{os.fspath(source)}' is a folder and no file; open a store with xarray.open_zarr "
@@ -57,8 +77,8 @@ def opened(source: Any, problem: InverseProblem) -> Iterator[xr.Dataset]:
         )
     if not Path(source).is_file():
         raise FileNotFoundError(f"there is no observation file '{os.fspath(source)}'")
-    if Path(source).suffix.lower() == ".csv":
-        yield table_of(_read_csv(source))
+    if (kind := Path(source).suffix.lower()) in (".csv", ".parquet", ".pq"):
+        yield table_of(_read_csv(source) if kind == ".csv" else _read_parquet(source))
         return
     try:
         if not content_holds(source):  # an observation may be edited, and a bit may have flipped
@@ -83,6 +103,16 @@ def opened(source: Any, problem: InverseProblem) -> Iterator[xr.Dataset]:
         yield dataset
 
 
+def _read_picture(source: str | os.PathLike[str], problem: InverseProblem) -> np.ndarray:
+    """A picture of as many channels as the problem observes; or the numbers of a npy file."""
+    if Path(source).suffix.lower() != ".npy":
+        return picture(Path(source), grey=len(squeezed(problem.observation_shape)) < 3)
+    try:
+        return np.load(source)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"'{os.fspath(source)}' is not a readable npy file: {error}") from error
+
+
 def _read_csv(source: str | os.PathLike[str]) -> pd.DataFrame:
     try:
         return pd.read_csv(source)
@@ -92,6 +122,23 @@ def _read_csv(source: str | os.PathLike[str]) -> pd.DataFrame:
         text = " ".join(str(error).split())[:300]
         raise ValueError(
             f"'{os.fspath(source)}' is not a readable table of comma-separated values: {text}"
+        ) from error
+
+
+def _read_parquet(source: str | os.PathLike[str]) -> pd.DataFrame:
+    try:
+        return pd.read_parquet(source)
+    except PermissionError:
+        raise
+    except ImportError as error:
+        raise ImportError(
+            f"'{os.fspath(source)}' is Parquet, which pandas reads with pyarrow: pip install "
+            "'vfm-inverse[io]'"
+        ) from error
+    except Exception as error:  # pyarrow's own are of several families
+        text = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"'{os.fspath(source)}' is not a readable Parquet file: {text}"
         ) from error
 
 

@@ -29,7 +29,7 @@ which a few products with the operator make exact.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from deepinv.physics import LinearPhysics, Physics
@@ -37,8 +37,17 @@ from torch import Tensor
 
 from vfm_inverse.gaussian import ContractedNormal
 from vfm_inverse.likelihood import Likelihood
+from vfm_inverse.matrix_free import (
+    NUMBERS,
+    apply,
+    chunks,
+    leading,
+    noise_level,
+    normal_products,
+    posterior_mean,
+)
 from vfm_inverse.scaling import FittedBuffers
-from vfm_inverse.whitening import Whitening
+from vfm_inverse.whitening import DENSE_LIMIT, Whitening
 
 __all__ = [
     "FixedOperatorStart",
@@ -49,6 +58,7 @@ __all__ = [
     "VaryingOperatorStart",
     "apply",
     "noise_level",
+    "operator_params",
 ]
 
 CHUNK = 256
@@ -60,9 +70,8 @@ GRAM_LIMIT = 256
 GRAM_NUMBERS = 2**23
 """Numbers in the operators of the observations that are decomposed at once: bounds memory."""
 
-MEAN_TOLERANCE, MEAN_STEPS = 1e-2, 100
-"""Square of the mean's error, over the whole field and in posterior standard deviations, at which
-conjugate gradients stop; and the most steps they take."""
+AVERAGED = 8
+"""Draws of the parameters that the Hessian of a large field is averaged over."""
 
 RESOLVED = 8
 """Roundings of the strongest singular value below which a direction is none."""
@@ -124,6 +133,14 @@ class LinearStart(GaussianStart):
         object.__setattr__(self, "_whitening", whitening)
         self._likelihood = likelihood
 
+    def products(self, xi: Tensor, params: Mapping[str, Tensor]) -> Tensor:
+        """``W^T W xi`` for vectors ``(n, d)``, each with parameters of its own."""
+        return normal_products(self._physics, self._likelihood, self._whitening, xi, params)
+
+    def mean(self, y: Tensor, params: Mapping[str, Tensor], centred: ContractedNormal) -> Tensor:
+        """The posterior mean ``(n, d)``, exact, from an approximate covariance."""
+        return posterior_mean(self._physics, self._likelihood, self._whitening, y, params, centred)
+
 
 class FixedOperatorStart(LinearStart, SharedBasis):
     """Exact for one linear operator, Gaussian noise and a Gaussian prior, at any noise level."""
@@ -138,6 +155,8 @@ class FixedOperatorStart(LinearStart, SharedBasis):
         only."""
         whitening = self._whitening
         like = whitening.mean
+        if whitening.dim > DENSE_LIMIT:
+            return self._fit_rows({name: value[:1] for name, value in params.items()})
         identity = torch.eye(whitening.dim, dtype=like.dtype, device=like.device)
         one = {name: value[:1] for name, value in params.items()}
         columns = torch.cat(
@@ -151,6 +170,29 @@ class FixedOperatorStart(LinearStart, SharedBasis):
         self.singular = singular[informed].to(like)
         mean = whitening.unwhiten(torch.zeros_like(like))
         self.offset = apply(self._physics, mean[None], one)[0]
+
+    def _fit_rows(self, one: Mapping[str, Tensor]) -> None:
+        """The same from the m x m Gram matrix, where there are few data of a large field."""
+        whitening, like = self._whitening, self._whitening.mean
+        mean = whitening.unwhiten(torch.zeros_like(like))
+        self.offset = apply(self._physics, mean[None], one)[0]
+        num = len(self.offset)
+        rows = like.new_empty(num, whitening.dim)
+        unit = torch.eye(num, dtype=like.dtype, device=like.device)
+        for part in chunks(num, whitening.dim):
+            with torch.enable_grad():
+                xi = torch.zeros_like(rows[part], requires_grad=True)
+                data = apply(self._physics, whitening.color(xi), one)
+                (rows[part],) = torch.autograd.grad(data, xi, unit[part])
+        gram = like.new_zeros(num, num, dtype=torch.float64)
+        for columns in rows.split(NUMBERS // num, 1):
+            gram += columns.double() @ columns.double().T
+        squares, left = torch.linalg.eigh(gram)
+        told = 1e-10 if like.dtype == torch.float32 else 1e-14
+        informed = squares > told * squares[-1]
+        squares, left = squares[informed].flip(0), left[:, informed].flip(1)
+        self.singular, self.left = squares.sqrt().to(like), left.to(like).contiguous()
+        self.basis = rows.T @ (left * squares.rsqrt()).to(like)
 
     def forward(self, y: Tensor, params: Mapping[str, Tensor]) -> ContractedNormal:
         """The Gaussian posterior of observations ``(n, *obs)``."""
@@ -249,14 +291,33 @@ class TruncatedOperatorStart(LinearStart, SharedBasis):
     """
 
     FITTED = ("basis", "fields", "truncation")
-    LATER = ("noise",)
+    LATER = ("noise", "strength")
     fields: Tensor
     truncation: Tensor
     noise: Tensor
+    strength: Tensor
 
     def fit(self, params: Mapping[str, Tensor], max_rank: int) -> None:
         """Average the Hessian over the given draws of the parameters and keep its leading
         directions."""
+        whitening = self._whitening
+        noise = noise_level(self._likelihood, params, whitening.mean.double())
+        self.noise = noise.square().mean(0).sqrt().to(whitening.mean)
+        if whitening.dim > DENSE_LIMIT:
+            basis, rest, observed = self._leading(params, max_rank)
+        else:
+            basis, rest, observed = self._decomposed(params, max_rank)
+        # Variance of an observed datum that the kept directions do not explain, over its noise.
+        self.truncation = (rest / max(observed, 1.0)).to(whitening.mean)
+        self.basis = basis.to(whitening.mean).contiguous()
+        if self.strength.dim() == 0:
+            self.fields = whitening.color(self.basis.T)
+
+    def _decomposed(
+        self, params: Mapping[str, Tensor], max_rank: int
+    ) -> tuple[Tensor, Tensor, float]:
+        """Directions, eigenvalues of the others together, and data that are observed, from the
+        d x d Hessian."""
         whitening = self._whitening
         dim, device = whitening.dim, whitening.mean.device
         identity = torch.eye(dim, dtype=whitening.mean.dtype, device=device)
@@ -272,98 +333,60 @@ class TruncatedOperatorStart(LinearStart, SharedBasis):
             hessian += b @ b.T / num
         values, vectors = torch.linalg.eigh(hessian)
         rank = min(max_rank, int((values > 1e-6 * values[-1]).sum()))
-        basis = vectors[:, -rank:]
-        # Variance of an observed datum that the kept directions do not explain, over its noise.
-        self.truncation = (values[:-rank].clamp_min(0).sum() / max(observed, 1.0)).to(
-            whitening.mean
-        )
-        noise = noise_level(self._likelihood, params, hessian).square().mean(0).sqrt()
-        self.noise = noise.to(whitening.mean)
-        self.basis = basis.to(whitening.mean).contiguous()
-        self.fields = whitening.color(self.basis.T)
+        return vectors[:, -rank:], values[:-rank].clamp_min(0).sum(), observed
+
+    def _leading(
+        self, params: Mapping[str, Tensor], max_rank: int
+    ) -> tuple[Tensor, Tensor, float]:
+        """The same by products, of a Hessian averaged over few draws."""
+        whitening, like = self._whitening, self._whitening.mean
+        fixed = self.noise.numel() == 1 and not operator_params(self._physics, params)
+        num = 1 if fixed or not params else min(AVERAGED, len(next(iter(params.values()))))
+
+        def product(xi: Tensor) -> Tensor:
+            total = torch.zeros_like(xi)
+            for i in range(num):
+                one = {k: v[i : i + 1].expand(len(xi), *v.shape[1:]) for k, v in params.items()}
+                total += self.products(xi, one) / num
+            return total
+
+        values, basis = leading(product, like, max_rank)
+        keep = values > 1e-6 * values[0]
+        basis = basis[:, keep]
+        signs = torch.randint(2, (AVERAGED, whitening.dim)).to(like) * 2 - 1
+        others = signs - (signs @ basis) @ basis.T
+        rest = (others * product(others)).sum(1).double().mean().clamp_min(0)
+        field = whitening.color(signs[:1])
+        own = {name: value[:num] for name, value in params.items()}
+        data = apply(self._physics, field.expand(num, *field.shape[1:]), own)
+        if fixed:
+            first = {name: value[:1] for name, value in params.items()}
+            square = noise_level(self._likelihood, first, values).square().squeeze()
+            self.strength = (values[keep] * square).to(like)
+            rest = rest * square / self.noise.square().squeeze()
+        return basis, rest, float((data != 0).sum() / num)
 
     def forward(self, y: Tensor, params: Mapping[str, Tensor]) -> ContractedNormal:
         """The Gaussian posterior of observations ``(n, *obs)``."""
         rows, rank = y.shape[0], self.rank
+        noise = noise_level(self._likelihood, params, y).double()
+        total = noise.square() + self.truncation.double() * self.noise.double().square()
+        if self.strength.dim():
+            # In units of the noise on average: no unit leaves the range.
+            scale = (1 + self.strength.double() / total).rsqrt().to(y).expand(rows, -1)
+            prior = ContractedNormal(y.new_zeros(rows, len(self.basis)), self.basis, scale, False)
+            return ContractedNormal(self.mean(y, params, prior), self.basis, scale, False)
         repeated = {name: value.repeat_interleave(rank, 0) for name, value in params.items()}
         fields = self.fields.repeat(rows, *[1] * (self.fields.dim() - 1))
         data = apply(self._physics, fields, repeated).unflatten(0, (rows, rank))
-        noise = noise_level(self._likelihood, params, y).double()
-        total = noise.square() + self.truncation.double() * self.noise.double().square()
         g = data.double() * total.rsqrt().unsqueeze(1)
         values, rotation = torch.linalg.eigh(g @ g.mT)
         scale = (1 + values.clamp_min(0)).rsqrt().to(y)
         basis = self.basis @ rotation.to(y)
         prior = ContractedNormal(y.new_zeros(rows, len(basis[0])), basis, scale, False)
-        return ContractedNormal(self._mean(y, params, prior), basis, scale, validate_args=False)
-
-    @torch.enable_grad()
-    def _mean(self, y: Tensor, params: Mapping[str, Tensor], centred: ContractedNormal) -> Tensor:
-        """The posterior mean ``(n, d)``, from the approximate covariance of ``centred``."""
-        noise = noise_level(self._likelihood, params, y)
-        xi = torch.zeros_like(centred.loc, requires_grad=True)
-        data = apply(self._physics, self._whitening.unwhiten(xi), params)
-
-        def adjoint(residual: Tensor) -> Tensor:
-            """Of a residual in units of the noise."""
-            return torch.autograd.grad(data, xi, residual / noise, retain_graph=True)[0]
-
-        def hessian(v: Tensor) -> Tensor:
-            with torch.no_grad():
-                moved = apply(self._physics, self._whitening.color(v), params)
-            return v + adjoint(moved / noise)
-
-        pull = adjoint((y.flatten(1) - data.detach()) / noise)
-        with torch.no_grad():
-            covariance = centred.scale.square()
-
-            def precondition(r: Tensor) -> Tensor:
-                along = centred.project(r)
-                rest = r - centred.lift(along)
-                # Once more: what rounding left of it along precise directions outweighs them.
-                rest = rest - centred.lift(centred.project(rest))
-                return rest + centred.lift(covariance * along)
-
-            return solve(hessian, pull, precondition)
+        return ContractedNormal(self.mean(y, params, prior), basis, scale, validate_args=False)
 
 
-def solve(
-    operator: Callable[[Tensor], Tensor], right: Tensor, precondition: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """Solutions ``(n, d)`` of ``operator(x) = right`` for symmetric positive operators, by
-    preconditioned conjugate gradients."""
-    x = precondition(right)
-    residual = right - operator(x)
-    direction = corrected = precondition(residual)
-    size = (residual * corrected).sum(-1, keepdim=True)
-    for _ in range(MEAN_STEPS):
-        if float(size.max()) < MEAN_TOLERANCE:
-            break
-        moved = operator(direction)
-        step = size / (direction * moved).sum(-1, keepdim=True).clamp_min(1e-30)
-        x, residual = x + step * direction, residual - step * moved
-        corrected = precondition(residual)
-        before, size = size, (residual * corrected).sum(-1, keepdim=True)
-        direction = corrected + size / before.clamp_min(1e-30) * direction
-    return x
-
-
-def noise_level(likelihood: Likelihood, params: Mapping[str, Tensor], like: Tensor) -> Tensor:
-    """Standard deviation of Gaussian noise, ``(n or 1, m or 1)``: per observation, per datum, or
-    for all."""
-    sigma = likelihood.noise_scale(**params)
-    if sigma is None:
-        raise ValueError(f"'likelihood' must have Gaussian noise; got {likelihood!r}")
-    rows = sigma.shape[0] if "sigma" in params else 1
-    return sigma.to(like).reshape(rows, -1)
-
-
-def apply(physics: Physics, x: Tensor, params: Mapping[str, Tensor]) -> Tensor:
-    """Noise-free flat data ``(n, m)`` of fields ``(n, *event)``; one set of parameters serves all
-    fields."""
-    params = {
-        name: value.expand(x.shape[0], *value.shape[1:]) if value.shape[0] == 1 else value
-        for name, value in params.items()
-    }
-    data: Tensor = physics.A(x, **params)
-    return data.flatten(1)
+def operator_params(physics: Physics, params: Mapping[str, Tensor]) -> set[str]:
+    """Names of the parameters that belong to the operator rather than to its noise model."""
+    return params.keys() - physics.noise_model.state_dict().keys()

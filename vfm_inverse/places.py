@@ -8,19 +8,17 @@ global grid there is no place.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from vfm_inverse.arrays import real_array
+from vfm_inverse.table_columns import LATITUDES, LONGITUDES
 from vfm_inverse.units import converted, duration, same_units
 
-__all__ = ["meaning", "positions"]
-
-LATITUDES = ("lat", "latitude", "lats", "latitudes", "nav_lat")
-LONGITUDES = ("lon", "longitude", "lons", "longitudes", "long", "lng", "nav_lon")
+__all__ = ["folded", "meaning", "named", "place_column", "positions"]
 
 
 def meaning(name: Hashable, attrs: Mapping[Any, Any]) -> str | None:
@@ -147,3 +145,70 @@ def _numbers(
     numbers = real_array(nodes, f"the grid's {name}").astype(np.float64)
     places = real_array(places, str(location.name))
     return converted(places, units, expected, label), numbers
+
+
+def named(dataset: xr.Dataset, names: Sequence[str]) -> xr.DataArray | None:
+    """The variable of one of these names: as they are, then in whatever letters."""
+    known = {folded(name): name for name in reversed(list(dataset.variables))}
+    known |= {str(name): name for name in dataset.variables}
+    for spelt in (str, folded):
+        for name in names:
+            if spelt(name) in known:
+                return dataset[known[spelt(name)]]
+    return None
+
+
+def folded(name: object) -> str:
+    """A name in small letters, without white space around it."""
+    return str(name).strip().casefold()
+
+
+def place_column(
+    dataset: xr.Dataset,
+    dim: str,
+    coords: Mapping[str, xr.Variable],
+    value: xr.DataArray | None = None,
+) -> tuple[str, xr.DataArray]:
+    """The grid's coordinate along a dimension, and the column of places on it.
+
+    Args:
+        dataset: the table.
+        dim: of the field.
+        coords: coordinates of the field.
+        value: the column of values, which is no place.
+
+    Raises:
+        ValueError: the field has no such coordinate, or the table no such column.
+    """
+    axes = [
+        name for name, axis in coords.items() if axis.dims == (dim,) and axis.dtype.kind in "fiumM"
+    ]
+    axes.sort(key=lambda name: name != dim)
+    if not axes:
+        raise ValueError(
+            f"the problem's field has no coordinate of numbers along '{dim}' alone to place "
+            "stations on"
+        )
+    for axis in axes:
+        found = named(dataset, (axis, f"station_{axis}"))
+        if found is not None:
+            return axis, found
+    other = None if value is None else value.name
+    columns = {
+        meaning(name, column.attrs): name
+        for name, column in reversed(list(dataset.variables.items()))
+        if name != other and not str(name).endswith(("_bnds", "_bounds"))
+    }
+    for axis in axes:
+        attrs = coords[axis].attrs
+        said = meaning(axis, attrs)
+        units = str(attrs.get("units", "1"))
+        if said is None and any(same_units(units, unit) for unit in ("1", "degrees")):
+            # Latitude and longitude are what most tables have for y and x.
+            said = {"y": "latitude", "x": "longitude"}.get(folded(axis))
+        if said is not None and said in columns:
+            return axis, dataset[columns[said]]
+    raise ValueError(
+        f"the table lacks the stations' '{dim}': call the variable '{axes[0]}' or "
+        f"'station_{axes[0]}', or lat, latitude, lon, longitude where that is meant"
+    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +17,9 @@ import xarray as xr
 from scipy import stats
 
 from vfm_inverse.canvas import (
-    ACCENTS,
     BLACK,
     BLUE,
+    DASHES,
     GREY,
     PALE,
     VERMILION,
@@ -61,17 +61,18 @@ def rank_ecdf(report: xr.Dataset) -> Figure:
     axes.axhline(0, color=GREY, lw=0.8)
     failing = _failing(report)
     for name in report.quantity.values:
-        if name not in failing[: len(ACCENTS)]:
+        if name not in failing:
             curve = np.pad(report.ecdf_difference.sel(quantity=name), 1)
-            axes.plot(position, curve, color=GREY if name in failing else BLUE, lw=0.8, alpha=0.8)
-    for name, color in zip(failing, ACCENTS, strict=False):
+            axes.plot(position, curve, color=BLUE, lw=0.8, alpha=0.8)
+    for name, style in _styles(failing):
         curve = np.pad(report.ecdf_difference.sel(quantity=name), 1)
-        axes.plot(position, curve, color=color, lw=1.6, label=name)
+        axes.plot(position, curve, color=VERMILION, **style)
     passing = report.sizes["quantity"] - len(failing)
     if passing:
         axes.plot([], [], color=BLUE, lw=0.8, label=f"inside the band ({passing})")
-    if len(failing) > len(ACCENTS):
-        axes.plot([], [], color=GREY, lw=0.8, label=f"{len(failing) - len(ACCENTS)} more outside")
+    if len(failing) > len(DASHES):
+        label = f"{len(failing) - len(DASHES)} more outside"
+        axes.plot([], [], color=VERMILION, lw=0.7, alpha=0.6, label=label)
     axes.set(xlim=(0, 1), xlabel="fractional rank of the truth", ylabel="ECDF minus uniform")
     axes.set_title(f"{len(failing)} of {report.sizes['quantity']} quantities leave the band")
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -79,14 +80,16 @@ def rank_ecdf(report: xr.Dataset) -> Figure:
 
 
 @styled
-def rank_histogram(report: xr.Dataset, max_panels: int = 12) -> Figure:
+def rank_histogram(report: xr.Dataset, max_panels: int | None = None) -> Figure:
     """Histograms of the ranks, relative to uniform; the quantities that fit worst come first.
 
     Args:
         report: From ``calibration.calibrate`` or ``from_draws``.
-        max_panels: Largest number of quantities shown.
+        max_panels: Largest number of quantities shown; all that fail, and no fewer than 12, unless
+            given.
     """
-    worst = np.lexsort((-report.chi2_per_dof.values, report.p_adjusted.values))[:max_panels]
+    shown = max(12, len(_failing(report))) if max_panels is None else max_panels
+    worst = np.lexsort((-report.chi2_per_dof.values, report.p_adjusted.values))[:shown]
     columns = _columns(len(worst))
     rows = -(-len(worst) // columns)
     figure, axes = new_figure((1.9 * columns + 0.6, 1.4 * rows + 0.6), rows, columns)
@@ -146,9 +149,9 @@ def coverage_curve(report: xr.Dataset) -> Figure:
                 axes.plot(level, share - base, color=BLUE, lw=0.8, alpha=0.6)
         if len(failing) < report.sizes["quantity"]:
             axes.plot([], [], color=BLUE, lw=0.8, label="quantities that pass")
-        for name, color in zip(failing, ACCENTS, strict=False):
+        for name, style in _styles(failing):
             share = report[kind].sel(quantity=name)
-            axes.plot(level, share - base, color=color, lw=1.4, label=name)
+            axes.plot(level, share - base, color=VERMILION, **style)
         everywhere = report[f"{kind}_map"]
         everywhere = everywhere.mean([dim for dim in everywhere.dims if dim != "level"])
         axes.plot(
@@ -242,9 +245,14 @@ def calibration_maps(report: xr.Dataset, level: float = 0.9) -> Figure:
     return figure
 
 
+TITLES = {"validation": "held-out energy score", "learning_rate": "learning rate"}
+"""Names of the columns of a log that are not plain words."""
+
+
 @styled
 def training_history(history: str | Path | Iterable[Mapping[str, Any]]) -> Figure:
-    """Loss terms and health figures of a training run, a panel each, with a running median.
+    """Loss terms and health figures of a training run, a panel each, with a running median; first
+    the score on held-out simulations, ``validation``, with that of the start as a line.
 
     Args:
         history: Path of a ``log.csv``, or the rows that ``fit`` returns, with a column ``step``.
@@ -259,23 +267,34 @@ def training_history(history: str | Path | Iterable[Mapping[str, Any]]) -> Figur
         rows = list(history)
     if not rows or "step" not in rows[0]:
         raise ValueError("'history' must hold rows with a column 'step'; got none")
-    table = {name: np.array([_number(row.get(name)) for row in rows]) for name in rows[0]}
-    step = table.pop("step")
+    names = dict.fromkeys(name for row in rows for name in row)
+    # How long it took is no panel, and the score decides: it comes first.
+    shown = [name for name in names if name not in ("step", "seconds", "validation")]
+    shown = ["validation"] * ("validation" in names) + shown
+    step = np.array([_number(row.get("step")) for row in rows])
+    table = {name: np.array([_number(row.get(name)) for row in rows]) for name in shown}
     columns = _columns(len(table))
     height = -(-len(table) // columns)
     size = (2.0 * columns + 0.4, 1.5 * height + 0.4)
     figure, axes = new_figure(size, height, columns, sharex=True)
-    window = max(1, len(step) // 20)
-    for panel, (name, values) in zip(axes, table.items(), strict=False):
-        around = [values[max(0, i - window) : i + window + 1] for i in range(len(values))]
-        smooth = np.array([np.median(part) for part in around])
-        panel.plot(step, values, color=BLUE, lw=0.7, alpha=0.35)
-        panel.plot(step, smooth, color=BLUE, lw=1.5)
-        positive = np.isfinite(values).all() and values.min() > 0
-        if positive and values.max() > 100 * values.min():
+    for panel, (name, column) in zip(axes, table.items(), strict=False):
+        known = ~np.isnan(column)
+        at, values = step[known], column[known]
+        if name == "validation":
+            panel.plot(at, values, color=BLUE, lw=1.5, marker="o", ms=2.5)
+            if len(values) and at[0] == 0:
+                panel.axhline(values[0], color=GREY, lw=0.8, ls="--")
+        else:
+            window = max(1, len(at) // 20)
+            around = [values[max(0, i - window) : i + window + 1] for i in range(len(values))]
+            smooth = np.array([np.median(part) for part in around])
+            panel.plot(at, values, color=BLUE, lw=0.7, alpha=0.35)
+            panel.plot(at, smooth, color=BLUE, lw=1.5)
+        positive = len(values) > 0 and np.isfinite(values).all() and values.min() > 0
+        if positive and name != "learning_rate" and values.max() > 100 * values.min():
             panel.set_yscale("log")
             panel.tick_params(axis="y", which="minor", labelleft=False)
-        panel.set_title(name, fontsize=9)
+        panel.set_title(TITLES.get(name, name), fontsize=9)
         panel.grid(True)
     for panel in axes[len(table) :]:
         panel.remove()
@@ -291,6 +310,15 @@ def _number(value: Any) -> float:
 def _columns(number: int) -> int:
     """Panels a row, with few places left empty in the last one."""
     return number if number <= 4 else min((4, 3, 5), key=lambda columns: -number % columns)
+
+
+def _styles(failing: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Lines of the quantities that fail, worst first: dashes and a name for the worst."""
+    for i, name in enumerate(failing):
+        if i < len(DASHES):
+            yield name, {"ls": DASHES[i], "lw": 1.5, "label": name}
+        else:
+            yield name, {"lw": 0.7, "alpha": 0.6}
 
 
 def _failing(report: xr.Dataset) -> list[str]:

@@ -245,6 +245,7 @@ class VariationalFlowMap(nn.Module):
         self.precision = precision
         self.config = dict(config or {})
         self.card: Card | None = None
+        self.training_note: str | None = None
 
     @property
     def flow_map(self) -> FlowMap:

@@ -169,6 +169,18 @@ class Sampler:
         _check_finite(x)
         return x
 
+    @property
+    def size(self) -> int | None:
+        """Samples that there are; None where each draw is a new one."""
+        return len(self.source) if isinstance(self.source, Tensor | LabelledPrior) else None
+
+    def held(self, most: int) -> Tensor | None:
+        """All samples ``(n, *event)``, each once, where they are given and at most ``most``."""
+        source = self.source
+        if not isinstance(source, Tensor | LabelledPrior) or len(source) > most:
+            return None
+        return source if isinstance(source, Tensor) else source.values(self.dtype)
+
     def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> None:
         """Move samples that are held as a tensor; draw in another type."""
         self.dtype = dtype or self.dtype

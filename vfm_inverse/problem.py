@@ -5,8 +5,7 @@ r"""An inverse problem: a prior over fields, and how a field becomes an observat
 with parameters :math:`\psi` of the physics and its noise (a mask, sigma, ...) that may differ from
 one sample to the next and may be none. The observation is given by exactly one of a deepinv
 ``Physics`` with its noise model, a likelihood (fields to a distribution) or a simulator (fields to
-observations, without a density). All else here is bookkeeping: shapes, splits, seeds, checks of
-what comes in, and the names and units that labelled output needs.
+observations, without a density). All else here is bookkeeping.
 """
 
 from __future__ import annotations
@@ -35,6 +34,7 @@ from vfm_inverse.checks import (
     check_type,
     resolve_device,
 )
+from vfm_inverse.config import Recipe
 from vfm_inverse.labels import AxisLabels
 from vfm_inverse.observation_model import ObservationModel
 from vfm_inverse.priors import LabelledPrior, LogPrior, Prior, moments, samplers
@@ -58,8 +58,7 @@ class InverseProblem:
             draw reads only the samples that it needs). ``*event`` is ``(d,)`` for vectors, ``(C,
             L)``, ``(C, H, W)`` or ``(C, D, H, W)`` for fields. Samples are drawn with replacement.
         physics: a deepinv ``Physics`` whose noise model has a density (see ``noise_laws``).
-        likelihood: callable ``(x, **params) -> Distribution`` over observations, whose batch shape
-            is that of ``x``.
+        likelihood: callable ``(x, **params) -> Distribution`` over observations, batched as ``x``.
         simulator: callable ``(x, **params) -> y``; what needs a density then refuses.
         transform: torch ``Transform``, element by element, from unbounded values to the support of
             the prior, in whose domain the map then works: ``ExpTransform()`` for positive fields,
@@ -69,8 +68,7 @@ class InverseProblem:
         test_prior: held-out prior of the same kinds. Without one, the last tenth of a prior given
             by samples is held out (nothing below 20 samples); a callable or a distribution serves
             both.
-        reference: callable ``(y, **params) -> Distribution`` over fields: the exact or a
-            gold-standard posterior.
+        reference: callable ``(y, **params) -> Distribution``: the exact or a gold posterior.
         dtype: ``torch.float32`` or ``torch.float64``, the type of all numbers of the problem and
             of maps that are built for it. By default that of the prior's tensors; torch's default
             type where the prior is a NumPy or labelled array or holds integers.
@@ -90,6 +88,7 @@ class InverseProblem:
         physics: as given, a copy of it where it computes in another type, or None.
         device, dtype: of the draws.
         simulations: finite ones, and a count of those left out.
+        recipe: how it is made from a settings file, if it was (:mod:`vfm_inverse.recipes`).
 
     Raises:
         TypeError: an argument is of no kind listed above.
@@ -130,6 +129,7 @@ class InverseProblem:
         self.name = name
         self.kwargs = dict(kwargs or {})
         self.rebuild: Callable[[], InverseProblem] | None = None
+        self.recipe: Recipe | None = None
         self.device = torch.device("cpu")
         self.transform = transform_of(prior) if transform is None else transform
         self.support = None if transform is not None else support_of(prior)
@@ -198,6 +198,11 @@ class InverseProblem:
         return self._model.shape
 
     @property
+    def num_prior_samples(self) -> int | None:
+        """Samples that training draws from; None where it never sees one twice."""
+        return self._samplers["train"].size
+
+    @property
     def dims(self) -> tuple[str, ...]:
         """Names of the field's axes, without a channel of size one."""
         return self.field_labels.dims
@@ -222,6 +227,10 @@ class InverseProblem:
         num = check_integer(num, "num", 1)
         with seeded(stream_of(seed, split)):
             return self._sample_prior(num, split)
+
+    def held_fields(self, most: int) -> Tensor | None:
+        """The samples ``(n, *field_shape)`` that training draws from, if at most ``most``."""
+        return self._samplers["train"].held(most)
 
     def sample_params(self, num: int, *, seed: int | None = None) -> Params:
         """Draw parameters, each ``(num, *shape)``; an empty dict where the problem has none."""
@@ -334,8 +343,7 @@ class InverseProblem:
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> Self:
-        """Move prior samples and physics, and compute in another type; draws are on ``device`` and
-        of ``dtype`` from then on."""
+        """Move prior samples and physics to ``device``; compute and draw in ``dtype`` then."""
         self.device = self.device if device is None else resolve_device(device)
         for sampler in self._samplers.values():
             sampler.to(self.device, dtype)

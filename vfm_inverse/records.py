@@ -40,17 +40,27 @@ class RecordedProblem(InverseProblem):
         self._problem, self._x, self._y, self._drawn = problem, x, y, params
         return self
 
+    @property
+    def num_prior_samples(self) -> int:
+        """Simulations of the split ``"train"``."""
+        return len(self._x) - len(self._x) // HELD_OUT
+
     def simulate(
         self, num: int, *, split: Split = "train", seed: int | None = None
     ) -> tuple[Tensor, Tensor, Params]:
         """Draw ``(x, y, params)`` from the record; see :meth:`InverseProblem.simulate`."""
         num = check_integer(num, "num", 1)
-        kept = len(self._x) - len(self._x) // HELD_OUT
+        kept = self.num_prior_samples
         low, high = (0, kept) if split == "train" else (kept, len(self._x))
         with seeded(seed):
             # On the CPU, so that a seed picks the same simulations on every device.
             index = torch.randint(low, high, (num,)).to(self._x.device)
         return self._x[index], self._y[index], {k: v[index] for k, v in self._drawn.items()}
+
+    def held_fields(self, most: int) -> Tensor | None:
+        """The fields of the record that are not for tests; ``None`` if more than ``most``."""
+        kept = len(self._x) - len(self._x) // HELD_OUT
+        return self._x[:kept] if kept <= most else None
 
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +16,11 @@ import numpy as np
 import xarray as xr
 
 from vfm_inverse import plots, score_plots
+from vfm_inverse.calibration.grading import ABOUT, Grade, grades
+from vfm_inverse.calibration.verdict import state_skill
 from vfm_inverse.card import Card
 from vfm_inverse.files import replacing
+from vfm_inverse.meanings import describe, family, is_own
 from vfm_inverse.remedies import remedies
 from vfm_inverse.report_page import PAGE, TEXTS
 from vfm_inverse.score_plots import SCORE_NAMES
@@ -40,7 +43,9 @@ def write_report(
     provenance: Mapping[str, str | float | int] | None = None,
     title: str = "Calibration report",
 ) -> Path:
-    """Write the page; an older one is replaced only when the new one is complete.
+    """Write the page: grades (:mod:`vfm_inverse.calibration.grading`), strict verdict, pictures.
+
+    An older page is replaced only when the new one is complete.
 
     Args:
         path: The file to write.
@@ -67,7 +72,7 @@ def write_report(
     pictures = [_picture(figure, caption) for caption, figure in (figures or {}).items()]
     pictures += [_picture(own[key], *words) for key, words in TEXTS.items() if key in own]
 
-    attrs = {**calibration.attrs, **(provenance or {})}
+    attrs, given = {**calibration.attrs, **(provenance or {})}, grades(calibration)
     failed = attrs["verdict"] == "fail"
     order = np.lexsort((-calibration.chi2_per_dof.values, calibration.p_adjusted.values))
     count = len(order)
@@ -80,6 +85,11 @@ def write_report(
         .from_string(PAGE)
         .render(
             title=title,
+            counts=_counts(given),
+            grades=given,
+            about=ABOUT,
+            against=state_skill(calibration),
+            training=_trained(attrs.get("calibration_card")),
             verdict=attrs["verdict"],
             headline="Not calibrated:" if failed else "No sign of miscalibration:",
             reason=attrs["reason"],
@@ -91,6 +101,8 @@ def write_report(
                 "simulated ones, on average over them, and not of a single one."
             ),
             remedies=remedies(calibration),
+            advice=_advice(given),
+            definitions=_definitions(calibration),
             figures=pictures,
             tests=attrs.get("num_tests", count),
             shown=f"The worst {ROWS} of {count}." if count > ROWS else "Worst first.",
@@ -98,6 +110,7 @@ def write_report(
             rows=[_row(calibration.isel(quantity=index)) for index in order[:ROWS]],
             baseline=f"The baseline is {baseline}." if baseline else "",
             scores=_scores(calibration),
+            score_columns=_score_columns(calibration),
             summary=_summary(calibration),
             card=_card(attrs.get("calibration_card"), attrs.get("weights_sha256")),
             settings=[
@@ -110,6 +123,43 @@ def write_report(
     with replacing(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return Path(path)
+
+
+def _counts(given: Sequence[Grade]) -> str:
+    """``"4 pass, 1 borderline, 2 fail"``."""
+    marks = [one.grade for one in given]
+    return ", ".join(f"{marks.count(g)} {g}" for g in ("pass", "borderline", "fail") if g in marks)
+
+
+def _advice(given: Sequence[Grade]) -> str:
+    """What to begin with, by the grades."""
+    failed = [one.aspect for one in given if one.grade == "fail"]
+    small = [one.aspect for one in given if one.grade == "borderline"]
+    kept = f" Too small to matter, as a rule: {', '.join(small)}." if small else ""
+    if not failed:
+        return f"No grade fails: the draws may be used as they are.{kept}"
+    return f"Not to be trusted before that: {', '.join(failed)}.{kept}"
+
+
+def _definitions(report: xr.Dataset) -> list[tuple[str, str]]:
+    """Families of quantities, or quantities of the user, and what they are."""
+    found: dict[str, str] = {}
+    for name in map(str, report.quantity.values):
+        kind = family(name)
+        shown = name if is_own(report, name) or kind == name else f"{kind}[...]"
+        found.setdefault(shown, describe(report, name))
+    return list(found.items())
+
+
+def _trained(text: str | None) -> str:
+    """What the card says of the training, without its full stop."""
+    card = {} if text is None else asdict(Card.from_json(text))
+    return str(card.get("training", "")).rstrip(".")
+
+
+def _score_columns(report: xr.Dataset) -> list[str]:
+    names = ["score", "this posterior", "baseline", "skill"]
+    return [*names, "untrained map", "skill against it"] if "untrained_skill" in report else names
 
 
 def _figures(report: xr.Dataset) -> dict[str, Figure]:
@@ -160,9 +210,11 @@ def _tiles(report: xr.Dataset) -> list[dict[str, str]]:
     share = 100 * float(report.coverage_map.sel(level=0.9).mean())
     add(f"{share:.1f} %", "of truths in the 90 % interval, mean over the field")
     add(f"{_ratio(report)[0]:.3f}", "spread over error; 1 is right")
-    if "skill" in report and np.isfinite(report.skill.sel(score="crps")):
-        skill, error = (100 * float(report[n].sel(score="crps")) for n in ("skill", "skill_error"))
-        add(f"{skill:+.1f} ± {error:.1f} %", "CRPS skill against the baseline")
+    for prefix, other in (("", "baseline"), ("untrained_", "untrained map")):
+        names = [f"{prefix}{part}" for part in ("skill", "skill_error")]
+        if names[0] in report and np.isfinite(report[names[0]].sel(score="crps")):
+            skill, error = (100 * float(report[name].sel(score="crps")) for name in names)
+            add(f"{skill:+.1f} ± {error:.1f} %", f"CRPS skill against the {other}")
     return found
 
 
@@ -201,17 +253,21 @@ def _scores(report: xr.Dataset) -> list[list[str]]:
         one = report.sel(score=name)
         cells = [SCORE_NAMES.get(str(name), str(name))]
         cells.append(f"{one.score_value.item():.4g} ± {one.score_error.item():.2g}")
-        base = one.baseline_score.item() if "baseline_score" in one else np.nan
-        cells.append("-" if np.isnan(base) else f"{base:.4g}")
-        skill, error = (
-            one[part].item() if part in one else np.nan for part in ("skill", "skill_error")
-        )
-        if np.isnan(skill):
-            cells.append("-")
-        elif name == "log_score":
-            cells.append(f"{skill:+.3g} ± {error:.2g} nat")
-        else:
-            cells.append(f"{100 * skill:+.1f} ± {100 * error:.1f} %")
+        for base, prefix in (("baseline_score", ""), ("untrained_score", "untrained_")):
+            if prefix and "untrained_skill" not in one:
+                continue
+            value = one[base].item() if base in one else np.nan
+            cells.append("-" if np.isnan(value) else f"{value:.4g}")
+            skill, error = (
+                one[f"{prefix}{part}"].item() if f"{prefix}{part}" in one else np.nan
+                for part in ("skill", "skill_error")
+            )
+            if np.isnan(skill):
+                cells.append("-")
+            elif name == "log_score":
+                cells.append(f"{skill:+.3g} ± {error:.2g} nat")
+            else:
+                cells.append(f"{100 * skill:+.1f} ± {100 * error:.1f} %")
         rows.append(cells)
     return rows
 
@@ -249,6 +305,8 @@ def _card(text: str | None, weights: str | None) -> list[tuple[str, str]]:
     for name, value in card.items():
         if name == "figures":
             shown = ", ".join(f"{key} {number:.4g}" for key, number in value.items())
+        elif name == "grades":
+            shown = ", ".join(f"{aspect} {grade}" for aspect, grade, _ in value)
         elif name == "valid_range":
             shown = ", ".join(f"{key} from {a:.4g} to {b:.4g}" for key, (a, b) in value.items())
         else:

@@ -50,9 +50,10 @@ TEXTS = {
     "scores": (
         "Scores against the baseline",
         "Skill is the share of the baseline's score that is saved, on the same simulations, with "
-        "two standard errors: 0 is no better, 100 % is perfect.",
+        "two standard errors: 0 is no better, 100 % is perfect. Squares compare with the map "
+        "before its training, a linear Gaussian analysis (kriging, the Wiener filter).",
         "At or below zero: the posterior tells no more than the baseline, however well it is "
-        "calibrated.",
+        "calibrated; a square at zero says that the training added nothing.",
     ),
     "local": (
         "For which observations",
@@ -68,7 +69,8 @@ TEXTS = {
     ),
     "history": (
         "Training",
-        "Terms of the loss and health figures along training, with a running median.",
+        "The energy score on held-out simulations along training, with that of the start as a "
+        "line; terms of the loss and health figures, with a running median.",
         "A term that still falls: train longer. A dispersion far above one: the adapter is "
         "collapsing.",
     ),
@@ -77,9 +79,10 @@ TEXTS = {
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ title }}: {{ verdict }}</title>
+<title>{{ title }}: {{ counts }}</title>
 <style>
-:root { --ok: #0072B2; --bad: #D55E00; --ink: #222; --soft: #5b6670; --line: #dde3e8; }
+:root { --ok: #0072B2; --bad: #D55E00; --mid: #A66F00;
+  --ink: #222; --soft: #5b6670; --line: #dde3e8; }
 * { box-sizing: border-box; }
 body { font: 16px/1.55 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif;
   color: var(--ink); max-width: 64rem; margin: 2rem auto 4rem; padding: 0 1.2rem; }
@@ -110,11 +113,36 @@ table.settings td:last-child { text-align: left; overflow-wrap: anywhere; }
 table.remedies { min-width: 44rem; }
 table.remedies th, table.remedies td { text-align: left; width: 25%; }
 table.remedies td:first-child strong { color: var(--bad); display: block; }
+table.grades { width: 100%; font-size: 1rem; }
+table.grades td { text-align: left; padding: .45rem 1rem .45rem 0; }
+table.grades td:first-child { width: 15rem; } table.grades td:first-child span { display: block;
+  color: var(--soft); font-size: .82rem; line-height: 1.35; }
+table.grades strong { color: var(--ok); white-space: nowrap; }
+table.grades tr.borderline strong { color: var(--mid); }
+table.grades tr.fail strong { color: var(--bad); }
+dl { margin: .6rem 0; font-size: .9rem; } dt { font-weight: 600; float: left; clear: left;
+  margin-right: .6rem; } dd { margin: 0 0 .2rem; }
 tr.bad td:first-child { color: var(--bad); font-weight: 600; }
 code { font-size: .95em; }
 @media print { body { margin: 0; max-width: none; } figure, tr { break-inside: avoid; } }
 </style></head><body>
 <h1>{{ title }}</h1>
+{% set untrained = training.startswith("The start was kept") %}
+{% if untrained %}<div class="verdict"><p><strong>{{ training.partition(":")[0] }}:</strong>
+{{ training.partition(": ")[2] }}.</p></div>{% endif %}
+<h2>What may be trusted</h2>
+<p>{{ counts }}. <em>pass</em>: no test of the aspect fails. <em>borderline</em>: one fails, and
+the difference is too small to matter. <em>fail</em>: one fails, and it matters: an offset over 0.1
+posterior standard deviations, intervals that hold 2.5 points more or less than they state, draws
+rougher or smoother by 5 %.</p>
+<table class="grades"><tbody>
+{% for one in grades %}<tr class="{{ one.grade }}"><td>{{ one.aspect }}
+<span>{{ about[one.aspect] }}</span></td><td><strong>{{ one.grade }}</strong></td>
+<td>{{ one.size }}</td></tr>
+{% endfor %}</tbody></table>
+{% if against %}<p>The CRPS is {{ against }}.</p>{% endif %}
+{% if training and not untrained %}<p><em>Training.</em> {{ training }}.</p>{% endif %}
+<h2>Strict verdict</h2>
 <div class="verdict {{ verdict }}"><p><strong>{{ headline }}</strong> {{ reason }}.</p></div>
 <div class="tiles">
 {% for tile in tiles %}<div class="tile {{ tile.state }}"><strong>{{ tile.figure }}</strong>
@@ -123,6 +151,7 @@ code { font-size: .95em; }
 <p class="soft">{{ scope }}</p>
 {% if remedies %}
 <h2>What to do</h2>
+<p>{{ advice }}</p>
 <p>Three ways, the quickest first. The <em>ladder</em> mends the draws of the observation at hand
 and needs its likelihood: <code>vfm-inverse correct RUN OBS.nc</code>, or
 <code>correction.auto(vfm, y)</code>, climbs <code>psis</code>, <code>smc</code>, <code>mcmc</code>
@@ -146,6 +175,8 @@ again afterwards.</p>
 <p>{{ shown }} p is exact for the simultaneous test of the ranks, after correction for all
 {{ tests }} tests; offset is how many posterior standard deviations the draws sit too high
 (0 is right), width is their standard deviation over the one the truth needs (1 is right).</p>
+<dl>{% for name, meaning in definitions %}<dt>{{ name }}</dt><dd>{{ meaning }}</dd>
+{% endfor %}</dl>
 <div class="wide"><table>
 <thead><tr>{% for name in columns %}<th>{{ name }}</th>{% endfor %}</tr></thead><tbody>
 {% for row in rows %}<tr{% if row.bad %} class="bad"{% endif %}>
@@ -155,7 +186,7 @@ again afterwards.</p>
 {% if scores %}<p>Means over the simulations with their standard errors; smaller is better.
 {{ baseline }}</p>
 <div class="wide"><table>
-<thead><tr><th>score</th><th>this posterior</th><th>baseline</th><th>skill</th></tr></thead><tbody>
+<thead><tr>{% for name in score_columns %}<th>{{ name }}</th>{% endfor %}</tr></thead><tbody>
 {% for row in scores %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</tbody></table></div>{% endif %}
 <table class="settings"><tbody>{% for name, value in summary %}

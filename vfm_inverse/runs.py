@@ -1,7 +1,7 @@
 """A training run is a folder, and this is what stands in it.
 
 ========================  =======================================================
-``config.json``           the settings, see :mod:`vfm_inverse.config`
+``config.json``           the settings, see :mod:`vfm_inverse.run_settings`
 ``model.safetensors``     the trained map with its calibration card
 ``training.safetensors``  what an interrupted training continues from
 ``log.csv``               loss terms and health figures by step
@@ -14,7 +14,8 @@
 ``calibration_corrected.nc`` is the check of corrected draws, and ``prior`` the folder of a
 training of the map of the prior that is not finished (:mod:`vfm_inverse.corrected_runs`).
 
-``fit`` writes the map, the state and the log; the functions here add the rest and read it again.
+``fit`` writes the settings, the map, the state and the log; the functions here add the rest and
+read it again.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,14 +34,15 @@ from vfm_inverse import checkpoint
 from vfm_inverse.calibration import calibrate
 from vfm_inverse.card import certify
 from vfm_inverse.config import RunConfig
-from vfm_inverse.files import LOCK, check_writable, locked, replacing, same_file
-from vfm_inverse.gallery import posterior_gallery, posterior_scatter
+from vfm_inverse.files import LOCK, check_writable, locked, same_file
 from vfm_inverse.labelled import save_netcdf
 from vfm_inverse.netcdf_files import read_netcdf
+from vfm_inverse.pictures import held_out
 from vfm_inverse.posterior import VariationalFlowMap
 from vfm_inverse.problem import InverseProblem
-from vfm_inverse.randomness import seeded
+from vfm_inverse.recipes import open_folder
 from vfm_inverse.report import write_report
+from vfm_inverse.run_settings import CONFIG, read_settings
 from vfm_inverse.settings import check_settings
 from vfm_inverse.training_files import LOG, MODEL, STATE, log_text
 
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CALIBRATION",
-    "CONFIG",
     "CORRECTED",
     "LOG",
     "MODEL",
@@ -62,72 +62,34 @@ __all__ = [
     "check_resume",
     "open_calibration",
     "open_run",
-    "read_settings",
     "report_run",
-    "write_settings",
 ]
 
-CONFIG, CALIBRATION, REPORT = "config.json", "calibration.nc", "report.html"
+CALIBRATION, REPORT = "calibration.nc", "report.html"
 PRIOR, CORRECTED = "prior.safetensors", "calibration_corrected.nc"
 
 
 def open_run(
-    folder: str | Path, device: str | torch.device = "cpu", *, warn: bool = True
+    folder: str | Path,
+    device: str | torch.device = "cpu",
+    *,
+    problem: InverseProblem | None = None,
+    warn: bool = True,
 ) -> tuple[VariationalFlowMap, InverseProblem]:
     """The trained map of a run and its problem.
 
     Args:
         folder: of the run.
         device: where to put both.
+        problem: instead of the one that the settings of the run name, a module of the user's
+            among them (:mod:`vfm_inverse.recipes`).
         warn: whether to warn of a map that is uncertified or failed its calibration.
 
     Raises:
         FileNotFoundError: there is no trained map in the folder.
-        ValueError: it cannot be read, or was trained on a problem that is not of the package.
+        ValueError: it cannot be read, or its problem cannot be made.
     """
-    path = Path(folder) / MODEL
-    opened = checkpoint.open_map(path, device=device, warn=warn)
-    if (Path(folder) / CONFIG).is_file():
-        try:
-            read_settings(folder)
-        except ValueError as error:
-            # Only people read it: the map does not depend on it.
-            warnings.warn(str(error), UserWarning, stacklevel=2)
-    return opened
-
-
-def write_settings(folder: str | Path, config: RunConfig) -> None:
-    """Write the settings of a run, with a sum over them."""
-    tables = asdict(config)
-    with replacing(Path(folder) / CONFIG) as temporary:
-        text = json.dumps({**tables, "sha256": _sum(tables)}, indent=2)
-        temporary.write_text(text + "\n", encoding="utf-8")
-
-
-def read_settings(folder: str | Path) -> dict[str, Any]:
-    """The tables of settings of a run.
-
-    Raises:
-        FileNotFoundError: there are none.
-        ValueError: they cannot be read, or are not what was written.
-    """
-    path = Path(folder) / CONFIG
-    try:
-        tables = json.loads(path.read_bytes())
-        stored = tables.pop("sha256", None)
-    except (ValueError, AttributeError, TypeError, RecursionError) as error:
-        raise ValueError(f"'{path}' is damaged: it is no table in JSON") from error
-    # Runs of earlier versions have no sum, and none of the keys of a sum that was damaged.
-    unknown = tables.keys() - asdict(RunConfig("")).keys()
-    if unknown or (stored is not None and stored != _sum(tables)):
-        raise ValueError(
-            f"'{path}' is damaged or was edited: it does not have the checksum it states"
-        )
-    return tables
-
-
-def _sum(tables: Mapping[str, Any]) -> str:
-    return sha256(json.dumps(tables, sort_keys=True).encode()).hexdigest()
+    return open_folder(folder, problem, device, warn=warn, stacklevel=3)
 
 
 def check_resume(folder: str | Path, config: RunConfig) -> None:
@@ -142,14 +104,12 @@ def check_resume(folder: str | Path, config: RunConfig) -> None:
         raise ValueError(
             f"'{folder}' holds a trained map and no '{STATE}' to go on from; choose another --out"
         )
-    if not (folder / STATE).exists() or not (folder / CONFIG).is_file():
+    if not (folder / CONFIG).is_file():
         return
     stored, given = read_settings(folder), json.loads(json.dumps(asdict(config)))
     differ: dict[str, Any] = {}
-    if stored.get("problem") != given["problem"]:
-        differ["problem.name"] = (stored.get("problem"), given["problem"])
-    for table, section in {"problem_kwargs": "problem", "model": "model"}.items():
-        there, here = stored.get(table) or {}, given[table]
+    for section in ("problem", "model"):
+        there, here = stored.get(section) or {}, given[section]
         for name in sorted(there.keys() | here.keys()):
             if there.get(name) != here.get(name):
                 differ[f"{section}.{name}"] = (there.get(name), here.get(name))
@@ -266,7 +226,7 @@ def report_run(
         folder / REPORT,
         checked,
         history=log,
-        figures=_held_out(vfm, problem, seed) if figures is None else figures,
+        figures=held_out(vfm, problem, seed=seed) if figures is None else figures,
         provenance=vfm.provenance(),
         title=title or f"Calibration of {problem.name}",
     )
@@ -290,17 +250,3 @@ def checked_log(folder: Path) -> Path | None:
                 stacklevel=3,
             )
     return log
-
-
-def _held_out(vfm: VariationalFlowMap, problem: InverseProblem, seed: int) -> dict[str, Figure]:
-    """Draws for a few held-out observations, where they make a picture."""
-    if problem.field_shape == (1,):
-        return {}
-    x, y, params = problem.simulate(4, split="test", seed=seed)
-    with seeded(seed):
-        draws = vfm(y, **params).sample((500,))
-    if len(problem.field_shape) == 1:
-        figure = posterior_scatter(draws, x, units=problem.units)
-    else:
-        figure = posterior_gallery(draws, x, y, units=problem.units)
-    return {"Held-out observations": figure}

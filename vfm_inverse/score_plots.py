@@ -97,6 +97,7 @@ def tarp_curve(report: xr.Dataset) -> Figure:
 @styled
 def skill_scores(report: xr.Dataset) -> Figure:
     """Scores as skill against the baseline, with two standard errors: above zero is better.
+    Squares are against the map before its training, where the report has that.
 
     Args:
         report: From ``calibration.calibrate`` or ``from_draws`` with a baseline.
@@ -115,7 +116,6 @@ def skill_scores(report: xr.Dataset) -> Figure:
     height = 0.9 + 0.38 * max(len(names) for names, *_ in panels)
     figure, axes = new_figure((8.2 if len(panels) > 1 else 6.4, height), 1, len(panels))
     for panel, (names, factor, label) in zip(axes, panels, strict=True):
-        reach = 0.0
         for row, name in enumerate(names):
             skill = factor * float(report.skill.sel(score=name))
             error = 2 * factor * float(report.skill_error.sel(score=name))
@@ -132,7 +132,17 @@ def skill_scores(report: xr.Dataset) -> Figure:
                 fontsize=8,
                 color=color,
             )
-            reach = max(reach, abs(skill) + error)
+            if "untrained_skill" not in report or factor == 1.0:
+                continue
+            gain = factor * float(report.untrained_skill.sel(score=name))
+            error = 2 * factor * float(report.untrained_skill_error.sel(score=name))
+            color = BLUE if gain > error else VERMILION if gain < -error else GREY
+            label_it = "" if row else "against the untrained map"
+            panel.errorbar(
+                gain, row + 0.36, xerr=error, fmt="s", color=color, ms=4, lw=1.2, label=label_it
+            )
+        if panel.get_legend_handles_labels()[0]:
+            panel.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0))
         panel.axvline(0, color=GREY, lw=0.8)
         panel.set_yticks(range(len(names)), [SCORE_NAMES.get(str(n), str(n)) for n in names])
         panel.set(ylim=(len(names) - 0.5, -0.5), xlabel=label)

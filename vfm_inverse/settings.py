@@ -29,6 +29,7 @@ class Setting:
         low, high: ends of the range; none where missing.
         open_low, open_high: whether the end itself is left out.
         optional: whether ``None`` is a value too.
+        words: values besides numbers.
     """
 
     kind: type
@@ -37,6 +38,7 @@ class Setting:
     open_low: bool = False
     open_high: bool = False
     optional: bool = False
+    words: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         if self.kind is bool:
@@ -46,10 +48,11 @@ class Setting:
             ends.append(f"above {self.low:g}" if self.open_low else f"at least {self.low:g}")
         if self.high is not None and self.high not in (MAX_SEED, MOST):
             ends.append(f"below {self.high:.6g}" if self.open_high else f"at most {self.high:.6g}")
+        alone = "".join(f" or {word!r}" for word in self.words)
         noun = "an integer" if self.kind is int else "a number"
         # "a number above 0", "an integer of at least 1"
         of = "" if not ends else " " if self.open_low else " of "
-        return noun + of + " and ".join(ends) + " or None" * self.optional
+        return noun + of + " and ".join(ends) + " or None" * self.optional + alone
 
     def check(self, name: str, value: Any, section: str | None = None) -> Any:
         """The value as ``kind``: NumPy's numbers, and floats without a fraction, are integers too.
@@ -64,6 +67,8 @@ class Setting:
         """
         if value is None and self.optional:
             return None
+        if isinstance(value, str) and value in self.words:
+            return value
         if self.kind is bool:
             if isinstance(value, bool):
                 return value
@@ -105,7 +110,8 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "seed": SEED,
     },
     "fit": {
-        "steps": COUNT,
+        "steps": Setting(int, 1, MOST, words=("auto",)),
+        "minutes": Setting(float, 0, open_low=True, optional=True),
         "batch_size": PAIR,
         "learning_rate": POSITIVE,
         "weight_decay": WEIGHT,

@@ -7,7 +7,8 @@ variable, coordinate or column       content
                                      column called as the field, or the only one of numbers left
 as a dimension of the field, ``y``   places; ``lat`` and ``latitude`` are names for ``y`` too,
 and ``x`` say, or ``station_y``      ``lon`` and ``longitude`` for ``x``, in small letters or large
-``error_std``, ``sigma`` or ``std``  standard deviations
+``error_std``, ``sigma``, ``std``,   standard deviations
+``error`` or ``uncertainty``
 ==================================== ===========================================================
 
 The dimension may have any name and any length, and a leading dimension ``observation`` makes
@@ -19,7 +20,7 @@ among the data in ``row_of_observed``.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +29,8 @@ import xarray as xr
 
 from vfm_inverse.arrays import real_array
 from vfm_inverse.labels import BATCH, ERROR_STD, OBSERVED, PARAM, storable_name
-from vfm_inverse.places import meaning, positions
+from vfm_inverse.places import folded, meaning, named, place_column, positions
+from vfm_inverse.station_networks import is_network, places_or_names, row_index
 from vfm_inverse.stations import is_table
 from vfm_inverse.table_columns import storable, storable_attrs
 from vfm_inverse.units import convertible, duration, same_units
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["observed_units", "own_rows", "read_table"]
 
 VALUE = (OBSERVED, "value")
-ERROR = (ERROR_STD, "sigma", "std", "error")
+ERROR = (ERROR_STD, "sigma", "std", "error", "stdev", "uncertainty")
 ROW, STATION = "row_of_observed", "station"
 REFERENCES = ("ancillary_variables", "bounds", "coordinates", "grid_mapping")
 """Attributes that name other variables."""
@@ -73,42 +75,49 @@ def observed_units(problem: InverseProblem, stated: str | None) -> str | None:
 
 def read_table(dataset: xr.Dataset, problem: InverseProblem) -> xr.Dataset:
     """A table of stations in the layout of :mod:`vfm_inverse.labelled`, padded to the problem's
-    size; any other data set as it is.
+    size, or in the order of a fixed network; any other data set as it is.
 
     Raises:
         TypeError: a column that is needed holds no real numbers.
         ValueError: there are more stations than the problem takes, one has no place on the grid,
             or units cannot be converted.
     """
-    if not is_table(problem.observation_shape, problem.param_shapes):
+    fixed = is_network(problem)
+    if not (fixed or is_table(problem.observation_shape, problem.param_shapes)):
         return dataset
-    if PARAM + "coords" in dataset:
+    if PARAM + "coords" in dataset or (fixed and not places_or_names(dataset, problem)):
         return dataset
     table, value = _table(dataset, problem)
     if value is None:
         return dataset
     values, order = _stations(value, problem)
-    size = problem.observation_shape[0]
+    size, seen = problem.observation_shape[0], ~np.isnan(values)
 
     def column(numbers: np.ndarray) -> np.ndarray:
+        if fixed:
+            filled = np.full((len(numbers), size), np.nan)
+            filled[:, index[index >= 0]] = numbers[:, index >= 0]
+            return filled
         rows = np.take_along_axis(numbers, order, 1)[:, :size]
         return np.pad(rows, ((0, 0), (0, size - rows.shape[1])), constant_values=np.nan)
 
-    seen = ~np.isnan(values)
-    places = []
-    for dim in problem.field_labels.dims:
-        name, location = _location(table, dim, value, problem)
-        rows = _laid_out(location, value)
-        places.append(column(positions(rows, seen, problem.coords[name], name)))
-    padding = np.isnan(column(values))
-    dims = (BATCH, STATION)
     about = {} if value.dtype.kind == "m" else value.attrs
-    coords = np.where(padding[..., None], 0.0, np.stack(places, -1))
-    variables: dict[str, Any] = {
-        OBSERVED: (dims, column(values), about),
-        PARAM + "coords": ((BATCH, "coords_0", "coords_1"), coords, {}),
-    }
-    error = _named(table, ERROR)
+    variables: dict[str, Any] = {}
+    if fixed:
+        dims = (BATCH, problem.observation_labels.dims[0])
+        index = row_index(table, value, seen.any(0), problem)
+    else:
+        dims = (BATCH, STATION)
+        places = []
+        for dim in problem.field_labels.dims:
+            name, location = place_column(table, dim, problem.coords, value)
+            rows = _laid_out(location, value)
+            places.append(column(positions(rows, seen, problem.coords[name], name)))
+        padding = np.isnan(column(values))
+        coords = np.where(padding[..., None], 0.0, np.stack(places, -1))
+        variables[PARAM + "coords"] = ((BATCH, "coords_0", "coords_1"), coords, {})
+    variables[OBSERVED] = (dims, column(values), about)
+    error = named(table, ERROR)
     if error is not None:
         numbers = _numbers(error, problem, f"'{error.name}'", difference=True)
         about = {} if error.dtype.kind == "m" else error.attrs
@@ -143,7 +152,10 @@ def own_rows(dataset: xr.Dataset, problem: InverseProblem, taken: Collection[str
     if isinstance(table.indexes.get(rows), pd.MultiIndex):
         table = table.reset_index(rows)
     seen = ~np.isnan(_stations(value, problem)[0])
-    place = np.where(seen, seen.cumsum(1) - 1, -1).astype(np.int32)
+    place = seen.cumsum(1) - 1
+    if is_network(problem):
+        place = row_index(table, value, seen.any(0), problem)
+    place = np.where(seen, place, -1).astype(np.int32)
     columns = {name: table[name].variable for name in table.variables if rows in table[name].dims}
 
     used = {str(name) for name in (*taken, BATCH)}
@@ -179,21 +191,6 @@ def _free(name: Any, prefix: str, used: Collection[str]) -> str:
     return free
 
 
-def _named(dataset: xr.Dataset, names: Sequence[str]) -> xr.DataArray | None:
-    """The variable of one of these names: as they are, then in whatever letters."""
-    known = {_folded(name): name for name in reversed(list(dataset.variables))}
-    known |= {str(name): name for name in dataset.variables}
-    for spelt in (str, _folded):
-        for name in names:
-            if spelt(name) in known:
-                return dataset[known[spelt(name)]]
-    return None
-
-
-def _folded(name: object) -> str:
-    return str(name).strip().casefold()
-
-
 def _table(dataset: xr.Dataset, problem: InverseProblem) -> tuple[xr.Dataset, xr.DataArray | None]:
     """The table along a dimension, and its column of values."""
     value = _value(dataset, problem)
@@ -203,7 +200,7 @@ def _table(dataset: xr.Dataset, problem: InverseProblem) -> tuple[xr.Dataset, xr
     # Of several dimensions those of length one say when, or how high.
     single: list[Any] = []
     if len(rows) > 1:
-        columns = [_location(dataset, dim, value, problem)[1] for dim in problem.dims]
+        columns = [place_column(dataset, dim, problem.coords, value)[1] for dim in problem.dims]
         along = {dim for column in columns for dim in column.dims}
         single = [dim for dim in rows if value.sizes[dim] == 1 and dim not in along]
         single = single[: len(rows) - 1]
@@ -230,10 +227,10 @@ def _table(dataset: xr.Dataset, problem: InverseProblem) -> tuple[xr.Dataset, xr
 
 def _value(dataset: xr.Dataset, problem: InverseProblem) -> xr.DataArray | None:
     """The column of values; None where there is none or more than one that may be it."""
-    found = _named(dataset, (*VALUE, problem.field_labels.name))
+    found = named(dataset, (*VALUE, problem.field_labels.name))
     if found is not None:
         return found
-    taken = {str(_location(dataset, dim, None, problem)[1].name) for dim in problem.dims}
+    taken = {str(place_column(dataset, dim, problem.coords)[1].name) for dim in problem.dims}
     for variable in dataset.variables.values():
         for key in REFERENCES:
             said = f"{variable.attrs.get(key, '')} {variable.encoding.get(key, '')}"
@@ -241,7 +238,7 @@ def _value(dataset: xr.Dataset, problem: InverseProblem) -> xr.DataArray | None:
     left = [
         name
         for name, column in dataset.data_vars.items()
-        if str(name) not in taken and _folded(name) not in (*ERROR, "crs")
+        if str(name) not in taken and folded(name) not in (*ERROR, "crs")
         if meaning(name, column.attrs) is None and not str(name).startswith(PARAM)
         if column.dtype.kind in "fiumc" and not str(name).endswith(("_bnds", "_bounds"))
         if not str(column.attrs.get("standard_name", "")).endswith("status_flag")
@@ -287,44 +284,4 @@ def _laid_out(variable: xr.DataArray, like: xr.DataArray) -> xr.DataArray:
         dims=(BATCH, rows),
         attrs=variable.attrs,
         name=variable.name,
-    )
-
-
-def _location(
-    dataset: xr.Dataset, dim: str, value: xr.DataArray | None, problem: InverseProblem
-) -> tuple[str, xr.DataArray]:
-    """The grid's coordinate along a dimension, and the column of places on it."""
-    axes = [
-        name
-        for name, axis in problem.coords.items()
-        if axis.dims == (dim,) and axis.dtype.kind in "fiumM"
-    ]
-    axes.sort(key=lambda name: name != dim)
-    if not axes:
-        raise ValueError(
-            f"the problem's field has no coordinate of numbers along '{dim}' alone to place "
-            "stations on"
-        )
-    for axis in axes:
-        found = _named(dataset, (axis, f"station_{axis}"))
-        if found is not None:
-            return axis, found
-    other = None if value is None else value.name
-    columns = {
-        meaning(name, column.attrs): name
-        for name, column in reversed(list(dataset.variables.items()))
-        if name != other and not str(name).endswith(("_bnds", "_bounds"))
-    }
-    for axis in axes:
-        attrs = problem.coords[axis].attrs
-        said = meaning(axis, attrs)
-        units = str(attrs.get("units", "1"))
-        if said is None and any(same_units(units, unit) for unit in ("1", "degrees")):
-            # Latitude and longitude are what most tables have for y and x.
-            said = {"y": "latitude", "x": "longitude"}.get(_folded(axis))
-        if said is not None and said in columns:
-            return axis, dataset[columns[said]]
-    raise ValueError(
-        f"the table lacks the stations' '{dim}': call the variable '{axes[0]}' or "
-        f"'station_{axes[0]}', or lat, latitude, lon, longitude where that is meant"
     )

@@ -8,7 +8,7 @@ the numbers of ``vfm(y).sample((num_draws,))``.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,10 +21,11 @@ from tqdm import tqdm
 
 from vfm_inverse.calls import checked
 from vfm_inverse.files import check_space, check_writable, replacing
-from vfm_inverse.labelled import save_netcdf, to_xarray
+from vfm_inverse.labelled import save_netcdf, summary, to_xarray
 from vfm_inverse.labels import DRAW
 from vfm_inverse.netcdf_files import seal, writing
 from vfm_inverse.randomness import seeded
+from vfm_inverse.summaries import levels, scratch, statistics
 
 if TYPE_CHECKING:
     from vfm_inverse.posterior import VariationalFlowMap
@@ -58,10 +59,13 @@ def sample_to_netcdf(
     seed: int = 0,
     provenance: Mapping[str, Any] | None = None,
     progress: bool = False,
+    quantiles: Sequence[float] | None = None,
+    keep_draws: bool = False,
     **labels: Any,
 ) -> Path:
-    """Write posterior draws as :func:`vfm_inverse.labelled.to_xarray` labels them, in memory that
-    depends on the observations and not on the number of draws.
+    """Write posterior draws as :func:`vfm_inverse.labelled.to_xarray` labels them, or their
+    :func:`vfm_inverse.labelled.summary`, in memory that depends on the observations and not on
+    the number of draws.
 
     Args:
         vfm: the map.
@@ -73,6 +77,8 @@ def sample_to_netcdf(
         seed: fixes the draws.
         provenance: further attributes; ``vfm.provenance()`` and the seed unless given.
         progress: show a progress bar.
+        quantiles: levels of a summary, which is written instead of the draws.
+        keep_draws: write the draws beside the summary.
         labels: further arguments of :func:`vfm_inverse.labelled.to_xarray`.
 
     Returns:
@@ -91,15 +97,22 @@ def sample_to_netcdf(
         provenance = {**vfm.provenance(), "seed": seed}
     options = {"params": params, "provenance": provenance, **labels}
     size = y.new_empty((), dtype=vfm.whitening.mean.dtype).element_size()
+    points = None if quantiles is None else levels(quantiles)
+    layers = (num_draws if points is None or keep_draws else 0) + 2 + len(points or ())
     check_writable(path)
-    check_space(path, num_draws * len(y) * vfm.event_shape.numel() * size)
+    check_space(path, layers * len(y) * vfm.event_shape.numel() * size)
     plan = Plan.of(num_draws, len(y), vfm.event_shape.numel())
     if plan.single:
         with seeded(seed):
             draws = vfm.posterior(y, params).sample((num_draws,))
-        return save_netcdf(to_xarray(draws, problem, y, **options), path)
+        made = to_xarray(draws, problem, y, **options)
+        if points is not None:
+            made = summary(made, points, keep_draws=keep_draws)
+        return save_netcdf(made, path)
     empty = torch.zeros(0, len(y), *vfm.event_shape, dtype=vfm.whitening.mean.dtype)
     layout = to_xarray(empty, problem, y, **options)
+    if points is not None:
+        layout = summary(layout, points, keep_draws=keep_draws).assign_attrs(num_draws=num_draws)
     with replacing(path) as temporary, writing(path):
         write_layout(layout, temporary, plan)
         with netCDF4.Dataset(temporary, "a") as file:
@@ -153,13 +166,16 @@ class Plan(NamedTuple):
 
 def write_layout(layout: xr.Dataset, path: Path, plan: Plan) -> None:
     """A file with everything but the draws, to which they can be added."""
-    encoding: dict[str, Any] = {DRAW: {"chunksizes": (min(plan.num_draws, CHUNK),)}}
+    drawn = [DRAW] if DRAW in layout.dims else []
+    encoding: dict[str, Any] = {
+        name: {"chunksizes": (min(plan.num_draws, CHUNK),)} for name in drawn
+    }
     for name, variable in layout.data_vars.items():
         if DRAW in variable.dims:
             sizes = (plan.chunk_draws, plan.chunk_observations, *variable.shape[2:])
             encoding[str(name)] = {"chunksizes": sizes, "fletcher32": True}
     layout.to_netcdf(
-        path, engine="netcdf4", format="NETCDF4", unlimited_dims=[DRAW], encoding=encoding
+        path, engine="netcdf4", format="NETCDF4", unlimited_dims=drawn, encoding=encoding
     )
 
 
@@ -172,11 +188,15 @@ def write_blocks(
     seed: int,
     progress: bool,
 ) -> None:
-    """Draw and append all blocks."""
-    (name,) = [k for k, v in file.variables.items() if DRAW in v.dimensions and v.ndim > 1]
-    variable = file[name]
-    variable.set_auto_maskandscale(False)
-    file[DRAW][:] = np.arange(plan.num_draws)
+    """Draw all blocks, and write what the file has a place for: draws and their summary."""
+    drawn = [v for v in file.variables.values() if DRAW in v.dimensions and v.ndim > 1]
+    summed = "quantiles" in file.variables
+    for variable in file.variables.values():
+        variable.set_auto_maskandscale(False)
+    if drawn:
+        file[DRAW][:] = np.arange(plan.num_draws)
+    shape = (drawn[0] if drawn else file["quantiles"]).shape[2:]
+    kind = vfm.whitening.mean.new_empty(0).numpy(force=True).dtype
     count = sum(len(blocks) for _, blocks in plan.blocks())
     seeds = [seed, *np.random.SeedSequence([seed, 3]).generate_state(count - 1, np.uint64)]
     bar = tqdm(total=plan.num_draws * plan.num_observations, disable=not progress, desc="sample")
@@ -184,9 +204,18 @@ def write_blocks(
         for rows, blocks in plan.blocks():
             seen = {key: value[rows] for key, value in params.items()}
             law = vfm.posterior(y[rows], seen)
-            for block in blocks:
-                with seeded(int(seeds.pop(0)) % 2**63):
-                    draws = law.sample((block.stop - block.start,))
-                shape = (*draws.shape[:2], *variable.shape[2:])
-                variable[block, rows] = draws.cpu().reshape(shape).numpy()
-                bar.update(draws.shape[0] * draws.shape[1])
+            size = (plan.num_draws if summed else 0, rows.stop - rows.start, *shape)
+            with scratch(size, kind, Path(file.filepath()).parent) as held:
+                for block in blocks:
+                    with seeded(int(seeds.pop(0)) % 2**63):
+                        draws = law.sample((block.stop - block.start,))
+                    values = draws.cpu().reshape(*draws.shape[:2], *shape).numpy()
+                    for variable in drawn:
+                        variable[block, rows] = values
+                    if summed:
+                        held[block] = values
+                    bar.update(draws.shape[0] * draws.shape[1])
+                if summed:
+                    found = statistics(held, file["quantile"][:])
+                    file["mean"][rows], file["std"][rows] = found["mean"], found["std"]
+                    file["quantiles"][:, rows] = found["quantiles"]

@@ -11,6 +11,10 @@ import xarray as xr
 
 __all__ = ["storable", "storable_attrs", "table_of"]
 
+LATITUDES = ("lat", "latitude", "lats", "latitudes", "nav_lat")
+LONGITUDES = ("lon", "longitude", "lons", "longitudes", "long", "lng", "nav_lon")
+"""What columns of places are called, in small letters."""
+
 NUMBERS = ("floating", "integer", "mixed-integer-float", "decimal", "boolean")
 
 

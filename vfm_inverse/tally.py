@@ -38,6 +38,10 @@ SCORES: tuple[str, ...] = (
     "log_score",
 )
 
+#: What is kept of each quantity of each simulation beside its ranks, in the quantity's own unit:
+#: CRPS, value of the truth, mean and standard deviation of the draws.
+OF_QUANTITIES = ("quantity_crps", "quantity_truth", "quantity_mean", "quantity_std")
+
 #: Numbers sorted at once: what a processor's cache holds, and what fills a GPU.
 SORTED = {"cpu": 2**16, "cuda": 2**24}
 
@@ -119,9 +123,11 @@ class Tally:
         self.single = {
             "ranks": np.full((num_simulations, count), -1, dtype=np.int32),
             "density_ranks": np.full((num_simulations, count), -1, dtype=np.int32),
-            "quantity_crps": np.full((num_simulations, count), np.nan),
+            "held": np.full((num_simulations, len(LEVELS)), np.nan),
+            **{name: np.full((num_simulations, count), np.nan) for name in OF_QUANTITIES},
             "scores": np.full((num_simulations, len(SCORES)), np.nan),
             "baseline": np.full((num_simulations, len(SCORES)), np.nan),
+            "untrained": np.full((num_simulations, len(SCORES)), np.nan),
             "spread": np.full(num_simulations, np.nan),
             "skill": np.full(num_simulations, np.nan),
         }
@@ -147,6 +153,7 @@ class Tally:
         log_score: Tensor | None = None,
         baseline: Tensor | None = None,
         baseline_log_score: Tensor | None = None,
+        untrained: Tensor | None = None,
     ) -> None:
         """Take a block of simulations, of which the first has number ``start``.
 
@@ -159,6 +166,7 @@ class Tally:
             log_score: ``(block,)``, minus the log density of the truths.
             baseline: ``(num_baseline, block, *event)``, draws of the posterior to compare with.
             baseline_log_score: ``(block,)``.
+            untrained: ``(num_untrained, block, *event)``, draws of the map before its training.
 
         Raises:
             ValueError: A value that is not finite.
@@ -174,14 +182,19 @@ class Tally:
         if self.wide:
             buffer = buffer.double()
             baseline = None if baseline is None else baseline.double()
+            untrained = None if untrained is None else untrained.double()
         truth, draws = buffer[0], buffer[1:]
 
         element = self._marginals(buffer.flatten(1).T, uniforms[:, :, count:].flatten(1))
         scalar = self._marginals(values.flatten(1).T, uniforms[:, :, :count].flatten(1))
+        std, mean = torch.std_mean(values[1:].double(), dim=0)
         single = {
             "ranks": scalar.rank,
             "density_ranks": scalar.density_rank,
             "quantity_crps": scalar.crps,
+            "quantity_truth": values[0],
+            "quantity_mean": mean,
+            "quantity_std": std,
         }
         for name, value in single.items():
             self.single[name][rows] = value.reshape(block, count).cpu().numpy()
@@ -208,14 +221,13 @@ class Tally:
             found[:, 5] = log_score.double().cpu().numpy()
         other = self.single["baseline"][rows]
         if baseline is not None:
-            for column, fair in enumerate((True, False)):
-                crps = scores.crps(baseline, truth, fair=fair)
-                other[:, column] = crps.double().flatten(1).mean(1).cpu().numpy()
-            other[:, 2:5] = scores.field_scores(baseline, truth).cpu().numpy()
+            other[:, :5] = _scores(baseline, truth)
         elif self.climatology is not None:
             other[:, :5] = self.climatology.scores(truth, start)
         if baseline_log_score is not None:
             other[:, 5] = baseline_log_score.double().cpu().numpy()
+        if untrained is not None:
+            self.single["untrained"][rows, :5] = _scores(untrained, truth)
 
         bins = field.rank * self.num_bins // (self.num_draws + 1)
         binned = torch.nn.functional.one_hot(bins, self.num_bins).sum(0).movedim(-1, 0)
@@ -224,7 +236,10 @@ class Tally:
             ("coverage", self.inside, field.rank),
             ("hpd_coverage", self.denser, field.density_rank),
         ):
-            self._sum(name, torch.from_numpy(table).to(rank.device)[:, rank].sum(1))
+            weight = torch.from_numpy(table).to(rank.device)[:, rank]
+            self._sum(name, weight.sum(1))
+            if name == "coverage":
+                self.single["held"][rows] = weight.flatten(2).mean(2).T.cpu().numpy()
         self._sum("crps", field.crps.double().sum(0))
         self._sum("bias", error.sum(0))
         self._sum("skill", error.square().sum(0))
@@ -308,6 +323,15 @@ class Tally:
             self.sums[name].add(array)
         else:
             self.sums[name] = ExactSum(array)
+
+
+def _scores(draws: Tensor, truth: Tensor) -> np.ndarray:
+    """Scores of other draws ``(num, block, *event)`` in the order of :data:`SCORES`, without the
+    last: ``(block, 5)``."""
+    found = [scores.crps(draws, truth, fair=fair).double() for fair in (True, False)]
+    columns = [one.flatten(1).mean(1)[:, None] for one in found]
+    table: np.ndarray = torch.cat([*columns, scores.field_scores(draws, truth)], 1).cpu().numpy()
+    return table
 
 
 def _check_finite(buffer: Tensor, start: int) -> None:

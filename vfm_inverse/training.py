@@ -3,47 +3,41 @@ and keeps records.
 
 Every step draws its simulations from a seed made of ``seed`` and the step's number, so a run that
 was killed goes on from its last checkpoint to the same weights, bit for bit, as one that was not.
+How long it trains, and at which rate, is a plan's matter (:mod:`vfm_inverse.training_plan`).
 """
 
 from __future__ import annotations
 
-import copy
 import inspect
 import json
 import logging
-import math
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
-from vfm_inverse import checkpoint
 from vfm_inverse.calls import checked
 from vfm_inverse.card import problem_fingerprint
 from vfm_inverse.checks import resolve_device
 from vfm_inverse.config import check_keys
+from vfm_inverse.cost import in_words, require_batch
 from vfm_inverse.files import locked
+from vfm_inverse.interruption import Interrupted, held_back
 from vfm_inverse.objective import PRESETS, Objective
 from vfm_inverse.posterior import VariationalFlowMap
 from vfm_inverse.problem import InverseProblem
 from vfm_inverse.randomness import reseed, seeded
-from vfm_inverse.scaling import center_and_spread, over
-from vfm_inverse.scores import energy_score
-from vfm_inverse.settings import check_settings
-from vfm_inverse.training_files import (
-    MODEL,
-    STATE,
-    Row,
-    csv_log,
-    prefixed,
-    read_state,
-    same_start,
-    selected,
-)
+from vfm_inverse.run_settings import CONFIG, remember
+from vfm_inverse.settings import brief, check_settings
+from vfm_inverse.training_files import FIGURES, MODEL, STATE, Row, csv_log
+from vfm_inverse.training_plan import FixedPlan, OpenPlan
+from vfm_inverse.training_state import Run
+from vfm_inverse.training_summary import summarise
 
 __all__ = ["fit", "resolve_device"]
 
@@ -52,7 +46,13 @@ log = logging.getLogger(__name__)
 COLLAPSED = 3.0
 """Mean squared standardised code above which an adapter is called collapsed; 1 is calibrated."""
 
-HARMLESS = ("device", "checkpoint_dir", "resume", "checkpoint_every", "progress")
+EARLY = 400
+"""Steps that an adapter has, where their number is open, before it is called collapsed."""
+
+SAVED_EVERY = 60.0
+"""Most seconds between two checkpoints."""
+
+HARMLESS = ("device", "checkpoint_dir", "resume", "checkpoint_every", "progress", "callbacks")
 """Arguments of :func:`fit` that the trained map does not depend on."""
 
 
@@ -61,7 +61,8 @@ def fit(
     vfm: VariationalFlowMap,
     problem: InverseProblem,
     *,
-    steps: int = 4000,
+    steps: int | Literal["auto"] = 4000,
+    minutes: float | None = None,
     batch_size: int = 512,
     objective: str | Mapping[str, Any] = "default",
     learning_rate: float = 1e-3,
@@ -77,6 +78,7 @@ def fit(
     validations: int = 4,
     num_validation: int = 512,
     progress: bool = True,
+    callbacks: Sequence[Callable[[Row], object]] = (),
 ) -> list[Row]:
     """Train a map in place; afterwards it holds the averaged weights that did best on held-out
     simulations.
@@ -84,7 +86,11 @@ def fit(
     Args:
         vfm: map to train.
         problem: where simulations come from, fresh at every step.
-        steps, batch_size: length of the run and simulations a step, two at least.
+        steps: length of the run; ``"auto"`` trains until the score on held-out simulations
+            stalls, see :mod:`vfm_inverse.training_plan`.
+        minutes: with ``"auto"``, computing time after which the run ends in any case; its end then
+            depends on the machine.
+        batch_size: simulations a step, two at least.
         objective: a preset (``"default"``, ``"vfm"``) or the arguments of :class:`Objective`.
         learning_rate: peak rate of AdamW, reached after a linear warm-up over the first 2 % and
             left along a cosine; where adapter and map are trained one after the other, in each.
@@ -94,20 +100,33 @@ def fit(
         seed: fixes the run.
         device: ``"auto"`` takes a GPU where there is one. Map and problem are moved there and
             stay.
-        checkpoint_dir: folder for ``model.safetensors``, ``training.safetensors`` and ``log.csv``.
+        checkpoint_dir: folder of the run (:mod:`vfm_inverse.runs`), for ``config.json``,
+            ``model.safetensors``, ``training.safetensors`` and ``log.csv``.
         resume: continue from that folder if it holds a run; it must be one of this problem, of a
-            map built alike and with the same settings, up to ``device``, ``checkpoint_every`` and
-            ``progress``.
-        checkpoint_every, log_every: steps between checkpoints and between log rows.
-        validations: times the averaged weights are scored during the run, besides the start.
+            map built alike and with the same settings, up to ``device``, ``checkpoint_every``,
+            ``progress`` and ``callbacks``.
+        checkpoint_every: steps between checkpoints; one is written every minute besides.
+        log_every: steps between log rows.
+        validations: times the averaged weights are scored during the run, besides the start and
+            evenly spaced; where the length is open, three times while it doubles.
         num_validation: held-out simulations for that.
         progress: show a progress bar.
+        callbacks: each is called with every row of the log, a copy, once it is written. What one
+            raises ends the training; the run is saved first and can be resumed.
 
     Returns:
-        The log: one row of loss terms and health figures every ``log_every`` steps.
+        The log: a row every ``log_every`` steps and whenever the averaged weights were scored,
+        with loss terms, health figures, ``learning_rate``, ``seconds`` of computing and, where it
+        was taken, the mean energy score on held-out simulations, ``validation``. The first row is
+        step 0, the score of the start.
 
     Raises:
+        Interrupted: SIGINT or SIGTERM came; it is a ``KeyboardInterrupt``, the run was saved at
+            the end of the step, and the map has the best weights so far. A second signal stops at
+            once. In other threads than the main one, and where the program handles these signals
+            itself, they are left alone.
         FloatingPointError: a term of the loss is not finite; the last good checkpoint is kept.
+        MemoryError: a step needs more memory than there is.
         OSError: a file cannot be written, or another process trains into the folder.
         ValueError: an argument makes no sense, or the run to resume is another one; nothing was
             written then.
@@ -119,221 +138,151 @@ def fit(
         objective = PRESETS[objective]
     if not isinstance(objective, Mapping):
         raise TypeError(f"'objective' must be a name or a mapping; got {type(objective).__name__}")
+    if minutes is not None and steps != "auto":
+        raise ValueError(f"'minutes' needs steps='auto'; got steps={steps!r}")
+    if not isinstance(callbacks, list | tuple) or not all(map(callable, callbacks)):
+        raise TypeError(f"'callbacks' must be a list of functions; got {brief(callbacks)}")
     check_keys("objective", objective, Objective, reserved=["vfm"])
     given["objective"] = check_settings("objective", objective)
     device = resolve_device(device)
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
-    with nullcontext() if folder is None else locked(folder):
-        return train(vfm.to(device), problem.to(device), folder, given)
+    with nullcontext() if folder is None else locked(folder), held_back() as stopping:
+        return train(vfm.to(device), problem.to(device), folder, given, stopping)
 
 
 def train(
-    vfm: VariationalFlowMap, problem: InverseProblem, folder: Path | None, given: dict[str, Any]
+    vfm: VariationalFlowMap,
+    problem: InverseProblem,
+    folder: Path | None,
+    given: dict[str, Any],
+    stopping: Callable[[], bool],
 ) -> list[Row]:
-    """What :func:`fit` does with checked arguments, in a folder that is its own."""
-    steps, batch_size, seed = given["steps"], given["batch_size"], given["seed"]
-    log_every, validations = given["log_every"], given["validations"]
-    num_validation = given["num_validation"]
-    run = Run(
-        vfm, Objective(vfm, **given["objective"]), given["learning_rate"], given["weight_decay"]
-    )
-    identity: dict[str, Any] = {}
-    if folder is not None:
-        identity = {
-            "settings": {k: v for k, v in given.items() if k not in HARMLESS}
-            | {"objective": every_setting(given["objective"])},
-            "model": vfm.config,
-            "problem": problem_fingerprint(problem),
-        }
+    """What :func:`fit` does with checked arguments, in a folder that is its own, until
+    ``stopping()``."""
+    batch_size, seed, log_every = given["batch_size"], given["seed"], given["log_every"]
+    objective = Objective(vfm, **given["objective"])
+    plan = plan_of(given, objective.adapter_share)
+    run = Run(vfm, objective, plan, given["learning_rate"], given["weight_decay"])
+    memory = require_batch(objective, problem, batch_size)
+    identity = {} if folder is None else identity_of(vfm, problem, given)
+
+    def score(split: Literal["train", "test"] = "test", which: Any = None) -> Tensor:
+        return run.validate(problem, given["num_validation"], seed, split, which)
+
+    def save() -> None:
+        if folder is not None:
+            run.save(folder, identity)
+
+    def tell(row: Row) -> None:
         try:
-            json.dumps(identity)
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                "'kwargs' of the problem must be numbers, texts, lists and tables where a run is "
-                f"kept in a folder; {error}"
-            ) from error
+            for call in given["callbacks"]:
+                call(dict(row))
+        except BaseException:
+            save()
+            raise
+
     if given["resume"] and folder is not None and (folder / STATE).exists():
         run.restore(folder, identity)
     else:
-        run.scores = run.validate(problem, num_validation, seed)
-
-    milestones = {round(steps * (i + 1) / validations) for i in range(validations)}
-    switch = round(steps * run.objective.adapter_share)
-    bar = tqdm(
-        total=steps, initial=run.step, disable=not given["progress"], desc="fit", unit="step"
-    )
-    with bar, seeded(seed), csv_log(folder, ("step", *run.objective.names), run.history) as write:
-        while run.step < steps:
+        run.take_score(score())
+        tell(run.log({}))
+    if folder is not None and not (given["resume"] and (folder / CONFIG).exists()):
+        remember(folder, vfm, problem, identity["settings"])
+    steps = plan.steps if isinstance(plan, FixedPlan) else None
+    words, quiet = f"fit ({in_words(memory)} of memory)", not given["progress"]
+    bar = tqdm(total=steps, initial=run.step, disable=quiet, desc=words, unit="step")
+    names, saved = ("step", *objective.names, *FIGURES), time.monotonic()
+    with bar, seeded(seed), csv_log(folder, names, run.history) as write:
+        while not plan.ended(run.step):
+            if stopping():
+                save()
+                run.finish()
+                raise interrupted(run, folder, steps)
             reseed((seed * 1_000_003 + run.step + 1) % 2**63)
-            if switch:
-                run.objective.enter_phase("adapter" if run.step < switch else "map")
-            begin, end = (0, switch) if run.step < switch else (switch, steps)
-            for group in run.optimizer.param_groups:
-                group["lr"] = given["learning_rate"] * schedule(run.step - begin, end - begin)
+            if plan.phase(run.step) != "joint":
+                objective.enter_phase(plan.phase(run.step))
+            rate = run.set_rate(given["learning_rate"])
             x, y, params = problem.simulate(batch_size)
             terms = run.advance(x, y, params, given["clip"])
             run.step += 1
             decay = min(given["average_decay"], (1 + run.step) / (10 + run.step))
-            run.objective.update_average(decay)
+            objective.update_average(decay)
             bar.update()
-            if run.step % log_every == 0 or run.step == steps:
-                row = {"step": run.step, **terms, **run.objective.health(x, y, **params)}
-                run.history.append(row)
+            if scored := plan.due(run.step, run.seconds):
+                run.take_score(score())
+                plan.judge(run.scores)
+            ended = plan.ended(run.step)
+            if ended:
+                run.summary = summarise(run, problem, lambda which: score("train", which))
+            if scored or ended or run.step % log_every == 0:
+                row = run.log({**terms, **objective.health(x, y, **params), "learning_rate": rate})
                 write(row)
                 bar.set_postfix({name: f"{row[name]:.3g}" for name in terms})
-                run.warned = run.warned or warn_of_collapse(row, steps)
-            if run.step in milestones:
-                run.keep_better(run.validate(problem, num_validation, seed))
-            due = run.step % given["checkpoint_every"] == 0 or run.step == steps
-            if folder is not None and due:
-                run.save(folder, identity)
+                run.warned = run.warned or warn_of_collapse(row, steps or 10 * EARLY)
+                tell(row)
+            old = time.monotonic() - saved >= SAVED_EVERY
+            if ended or old or run.step % given["checkpoint_every"] == 0:
+                save()
+                saved = time.monotonic()
     run.finish()
+    if run.summary is not None:
+        vfm.training_note = run.summary["sentence"]
+        level = logging.WARNING if run.kept_step < run.step else logging.INFO
+        log.log(level, "%s", vfm.training_note)
     if folder is not None:
         vfm.save(folder / MODEL)
+    if stopping():
+        raise interrupted(run, folder, steps)
     return run.history
 
 
-class Run:
-    """The state of a run: everything that a resumed one needs."""
+def plan_of(given: Mapping[str, Any], adapter_share: float) -> FixedPlan | OpenPlan:
+    """The plan that the arguments of :func:`fit` ask for."""
+    if given["steps"] == "auto":
+        return OpenPlan(adapter_share, given["minutes"])
+    return FixedPlan(given["steps"], adapter_share, given["validations"])
 
-    def __init__(
-        self,
-        vfm: VariationalFlowMap,
-        objective: Objective,
-        learning_rate: float,
-        weight_decay: float,
-    ) -> None:
-        self.vfm, self.objective = vfm, objective.to(vfm.whitening.mean.device)
-        self.optimizer = torch.optim.AdamW(
-            vfm.networks.parameters(), lr=learning_rate, weight_decay=weight_decay
+
+def identity_of(
+    vfm: VariationalFlowMap, problem: InverseProblem, given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a resumed run must agree with.
+
+    Raises:
+        ValueError: arguments of the problem cannot be written down.
+    """
+    identity = {
+        "settings": {k: v for k, v in given.items() if k not in HARMLESS}
+        | {"objective": every_setting(given["objective"])},
+        "model": vfm.config,
+        "problem": problem_fingerprint(problem),
+    }
+    try:
+        json.dumps(identity)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            "'kwargs' of the problem must be numbers, texts, lists and tables where a run is "
+            f"kept in a folder; {error}"
+        ) from error
+    return identity
+
+
+def interrupted(run: Run, folder: Path | None, steps: int | None) -> Interrupted:
+    """What to raise when a signal came."""
+    of = "" if steps is None else f" of {steps}"
+    where = f"stopped at step {run.step}{of}"
+    if folder is None:
+        return Interrupted(
+            f"{where}; the map has the weights of step {run.kept_step}, the best so far",
+            "without a 'checkpoint_dir' nothing is saved",
         )
-        self.kept = copy.deepcopy(vfm.networks)
-        self.step = 0
-        self.scores = torch.empty(0)
-        self.kept_step = 0
-        self.warned = False
-        self.history: list[Row] = []
-
-    def advance(self, x: Tensor, y: Tensor, params: Mapping[str, Tensor], clip: float) -> Row:
-        """One optimiser step; returns the terms of the loss."""
-        terms = self.objective(x, y, **params)
-        bad = [name for name, value in terms.items() if not torch.isfinite(value)]
-        if bad:
-            raise FloatingPointError(
-                f"loss term {' and '.join(repr(n) for n in bad if n != 'loss') or 'loss'} is "
-                "not finite at step "
-                f"{self.step + 1}; the last checkpoint is kept. Try a smaller learning_rate or "
-                "clip"
-            )
-        self.optimizer.zero_grad()
-        # Per dimension, so that one clipping norm serves all sizes; Adam itself is indifferent to
-        # scale.
-        (terms["loss"] / self.vfm.whitening.dim).backward()
-        nn.utils.clip_grad_norm_(self.vfm.networks.parameters(), clip)
-        self.optimizer.step()
-        return {name: float(value.detach()) for name, value in terms.items()}
-
-    @torch.no_grad()
-    def validate(self, problem: InverseProblem, num: int, seed: int) -> Tensor:
-        """Energy scores ``(num,)`` of the averaged networks on held-out simulations, with the same
-        noise each time: of elements over their spread, so that no unit outweighs another."""
-        with seeded(seed + 1):
-            x, y, params = problem.simulate(num, split="test")
-            _, spread = center_and_spread(x)
-            scores = []
-            for rows in torch.arange(num).split(64):
-                part = {name: value[rows] for name, value in params.items()}
-                condition = self.vfm.condition(y[rows], part)
-                answer = self.vfm.answer(condition, self.objective.average)
-                draws = self.vfm.decode(answer.noise.sample((16,)), answer)
-                scores.append(energy_score(over(draws, spread), over(x[rows], spread)))
-        return torch.cat(scores)
-
-    def keep_better(self, scores: Tensor) -> None:
-        """Keep the averaged weights unless they score worse than those kept so far.
-
-        The start is only given up for a better mean; later weights give way to longer training
-        unless that is worse by more than two standard errors of the paired difference.
-        """
-        difference = scores - self.scores
-        noise = 2 * difference.std() / len(difference) ** 0.5 if self.kept_step else 0.0
-        if difference.mean() < noise:
-            self.scores, self.kept_step = scores, self.step
-            self.kept.load_state_dict(self.objective.average.state_dict())
-
-    def finish(self) -> None:
-        """Give the map the weights that were kept."""
-        self.vfm.networks.load_state_dict(self.kept.state_dict())
-        if self.kept_step < self.step:
-            log.warning(
-                "the weights of step %d were kept: later ones score worse on held-out "
-                "simulations (energy score %.4g)",
-                self.kept_step,
-                float(self.scores.mean()),
-            )
-
-    def save(self, folder: Path, identity: Mapping[str, Any]) -> None:
-        """Write the run and the best weights so far."""
-        state = {
-            **prefixed("fixed", fixed_state(self.vfm)),
-            **prefixed("networks", self.vfm.networks.state_dict()),
-            **prefixed("average", self.objective.average.state_dict()),
-            **prefixed("kept", self.kept.state_dict()),
-            "scores": self.scores,
-        }
-        for i, moments in self.optimizer.state_dict()["state"].items():
-            state |= prefixed(f"optimizer.{i}", moments)
-        header = {
-            **identity,
-            "step": self.step,
-            "kept_step": self.kept_step,
-            "history": self.history,
-        }
-        checkpoint.write(folder / STATE, state, "training", header)
-
-    def restore(self, folder: Path, identity: Mapping[str, Any]) -> None:
-        """Read a run that :meth:`save` wrote."""
-        path = folder / STATE
-        state, header = read_state(folder, identity, self.vfm.whitening.mean.device)
-        try:
-            fixed = selected("fixed", state)
-            same_start(path, self.vfm, fixed)
-            self.vfm.load_state_dict(fixed, strict=False)
-            for name, module in {
-                "networks": self.vfm.networks,
-                "average": self.objective.average,
-                "kept": self.kept,
-            }.items():
-                module.load_state_dict(selected(name, state))
-            optimizer = self.optimizer.state_dict()
-            for i in range(len(optimizer["param_groups"][0]["params"])):
-                if moments := selected(f"optimizer.{i}", state):
-                    optimizer["state"][i] = moments
-            self.optimizer.load_state_dict(optimizer)
-            self.step, self.history = int(header["step"]), list(header["history"])
-            self.kept_step, self.scores = int(header["kept_step"]), state["scores"]
-        except (KeyError, TypeError, RuntimeError) as error:
-            raise ValueError(f"'{path}' is no training state of this map: {error}") from error
-
-
-def fixed_state(vfm: VariationalFlowMap) -> dict[str, Tensor]:
-    """All of a map that no training changes: coordinates, start, features, range."""
-    return {k: v for k, v in vfm.state_dict().items() if not k.startswith("networks.")}
+    return Interrupted(f"{where}; the run is saved in '{folder}'", "resume=True goes on")
 
 
 def every_setting(objective: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of an objective, those left out with their defaults."""
     parameters = inspect.signature(Objective).parameters.items()
     return {k: p.default for k, p in parameters if k != "vfm"} | dict(objective)
-
-
-def schedule(step: int, steps: int) -> float:
-    """Linear warm-up over the first 2 %, then a cosine to 1 % of the peak."""
-    warmup = max(1, steps // 50)
-    if step < warmup:
-        return (step + 1) / warmup
-    share = (step - warmup) / max(1, steps - warmup)
-    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share))
 
 
 def warn_of_collapse(row: Mapping[str, float], steps: int) -> bool:

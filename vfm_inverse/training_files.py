@@ -19,9 +19,21 @@ from vfm_inverse.files import replacing
 if TYPE_CHECKING:
     from vfm_inverse.posterior import VariationalFlowMap
 
-__all__ = ["Row", "csv_log", "log_text", "prefixed", "read_state", "same_start", "selected"]
+__all__ = [
+    "FIGURES",
+    "Row",
+    "csv_log",
+    "log_text",
+    "prefixed",
+    "read_state",
+    "same_start",
+    "selected",
+]
 
 MODEL, STATE, LOG = "model.safetensors", "training.safetensors", "log.csv"
+
+FIGURES = ("validation", "learning_rate", "seconds")
+"""Columns of a log besides loss terms and health figures."""
 
 Row = dict[str, float]
 

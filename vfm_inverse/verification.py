@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +10,7 @@ from deepinv.physics import LinearPhysics, Physics
 from torch import Tensor
 
 from vfm_inverse import operators, problems
+from vfm_inverse.objects import import_object
 from vfm_inverse.operators import Verification, verify
 from vfm_inverse.problem import InverseProblem
 from vfm_inverse.randomness import seeded
@@ -51,7 +49,7 @@ def _examples() -> Iterator[Target]:
 
 def _find(target: str, seed: int) -> Iterator[Target]:
     if ":" in target:
-        yield _of_object(target, _import(target), seed)
+        yield _of_object(target, import_object(target), seed)
         return
     # A problem may be called like an operator: both are meant.
     found = [one for one in _examples() if one[0] == target or one[0].startswith(f"{target}-")]
@@ -64,19 +62,6 @@ def _find(target: str, seed: int) -> Iterator[Target]:
             f"{', '.join(problems.available())}; an object of yours is module:object"
         )
     yield from found
-
-
-def _import(target: str) -> Any:
-    module, _, path = target.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:  # as `python -m` has it
-        sys.path.insert(0, here)
-    found: Any = import_module(module)
-    for part in path.split("."):
-        if not hasattr(found, part):
-            raise ValueError(f"'{module}' has no '{path}'")
-        found = getattr(found, part)
-    return found
 
 
 def _of_object(name: str, found: Any, seed: int) -> Target:

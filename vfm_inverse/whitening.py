@@ -19,16 +19,16 @@ Fields have shape ``(*batch, *event)``; whitened coordinates are flat, ``(*batch
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.distributions.constraints import Constraint
-from torch.distributions.transforms import Transform
+from torch import Tensor
 
-from vfm_inverse.scaling import FittedBuffers, center_and_spread, over, tamed
+from vfm_inverse.randomness import seeded
+from vfm_inverse.scaling import center_and_spread, over, tamed
+from vfm_inverse.shrinkage import shrunk
+from vfm_inverse.spectral_whitening import SpectralWhitening, cosine_basis
+from vfm_inverse.whitening_base import Whitening
 
 __all__ = [
     "DenseWhitening",
@@ -36,85 +36,18 @@ __all__ = [
     "LowRankWhitening",
     "SpectralWhitening",
     "Whitening",
+    "cosine_basis",
     "fit_whitening",
 ]
 
 DENSE_LIMIT = 2048
 """Largest dimension for which a d x d square root is the default."""
 
-POOLS = {1: nn.functional.avg_pool1d, 2: nn.functional.avg_pool2d, 3: nn.functional.avg_pool3d}
-"""Local means by the number of space axes."""
+DENSE_MOST = 8192
+"""Largest dimension of a d x d square root that is asked for by name."""
 
-
-class Whitening(FittedBuffers, ABC):
-    """Invertible change of coordinates between fields and whitened vectors.
-
-    Args:
-        event_shape: shape of one field, without batch dimensions; of its values without bounds
-            where there is a transform that changes the shape.
-
-    Attributes:
-        transform: from unbounded values to the prior's support, before which the change of
-            coordinates is affine; ``None`` where the prior has no bounds.
-        support: constraint that the prior states and no transform keeps to, or ``None``.
-        inner_shape: shape of the unbounded values.
-        dim: d, their number.
-    """
-
-    LATER = ("spread",)
-    mean: Tensor
-    spread: Tensor
-
-    def __init__(self, event_shape: tuple[int, ...]) -> None:
-        super().__init__()
-        self.transform: Transform | None = None
-        self.support: Constraint | None = None
-        self.inner_shape = torch.Size(event_shape)
-        self.dim = math.prod(event_shape)
-        self.register_buffer("mean", torch.zeros(self.dim))
-        self.register_buffer("spread", torch.ones(()))
-
-    @property
-    def event_shape(self) -> torch.Size:
-        """Shape of one field."""
-        if self.transform is None:
-            return self.inner_shape
-        return torch.Size(self.transform.forward_shape(self.inner_shape))
-
-    def whiten(self, x: Tensor) -> Tensor:
-        """Fields ``(*batch, *event)`` to coordinates ``(*batch, d)``."""
-        v = x if self.transform is None else self.transform.inv(x)
-        return self._divide(over(v.flatten(-len(self.inner_shape)) - self.mean, self.spread))
-
-    def unwhiten(self, xi: Tensor) -> Tensor:
-        """Coordinates ``(*batch, d)`` to fields ``(*batch, *event)``."""
-        v = self._unbounded(xi)
-        return v if self.transform is None else self.transform(v)
-
-    def log_det(self, xi: Tensor) -> Tensor:
-        """``log |dx / dxi|`` up to a constant, ``(*batch, d)`` to ``(*batch,)``."""
-        if self.transform is None:
-            return torch.zeros_like(xi[..., 0])
-        v = self._unbounded(xi)
-        rate = self.transform.log_abs_det_jacobian(v, self.transform(v))
-        return rate.reshape(*xi.shape[:-1], -1).sum(-1)
-
-    def _unbounded(self, xi: Tensor) -> Tensor:
-        v = self.mean + self.spread * self._multiply(xi)
-        return v.unflatten(-1, self.inner_shape)
-
-    def color(self, xi: Tensor) -> Tensor:
-        """The linear part of :meth:`unwhiten` where the prior has no bounds: ``D S xi`` as fields
-        ``(*batch, *event)``."""
-        return (self.spread * self._multiply(xi)).unflatten(-1, self.inner_shape)
-
-    @abstractmethod
-    def _multiply(self, xi: Tensor) -> Tensor:
-        """``S xi`` for flat ``(*batch, d)``."""
-
-    @abstractmethod
-    def _divide(self, x: Tensor) -> Tensor:
-        """``S^{-1} x`` for flat ``(*batch, d)``."""
+REACHED = 16
+"""Directions beyond the rank that a randomised decomposition looks at."""
 
 
 class IdentityWhitening(Whitening):
@@ -170,17 +103,14 @@ class DenseWhitening(Whitening):
 
     @classmethod
     def fit(cls, samples: Tensor) -> DenseWhitening:
-        """From prior samples ``(n, *event)``; the correlation is shrunk towards none by d /
-        (n + d)."""
+        """From prior samples ``(n, *event)``; their correlation is shrunk towards a stationary one
+        as far as they ask for it (:mod:`vfm_inverse.shrinkage`)."""
+        event_shape = tuple(samples.shape[1:])
         flat = samples.flatten(1)
-        n, d = flat.shape
         mean, spread = center_and_spread(flat)
         z = over(flat - mean, spread).double()
-        correlation = z.T @ z / max(n - 1, 1)
-        # With few samples the small eigenvalues of a sample correlation are far too small.
-        weight = 0.1 * d / (n + d)
-        correlation = (1 - weight) * correlation + weight * torch.diag(correlation.diagonal())
-        self = cls._from_correlation(tuple(samples.shape[1:]), correlation, 1e-8, samples.dtype)
+        correlation = shrunk(z, stationary_correlation(z, event_shape)) * over(spread, spread)
+        self = cls._from_correlation(event_shape, correlation, 1e-8, samples.dtype)
         self.mean, self.spread = mean, spread
         return self
 
@@ -201,82 +131,6 @@ class DenseWhitening(Whitening):
 
     def _divide(self, x: Tensor) -> Tensor:
         return x @ self.inverse_root
-
-
-class SpectralWhitening(Whitening):
-    """A diagonal covariance in the cosine basis, per channel: stationary fields of any size.
-
-    The orthonormal DCT-II has reflecting boundaries and so does not tie opposite edges together,
-    as a Fourier basis would. A channel has one standard deviation, except for its elements that
-    never vary.
-    """
-
-    amplitude: Tensor
-
-    def __init__(self, event_shape: tuple[int, ...]) -> None:
-        if len(event_shape) < 2:
-            raise ValueError(
-                "'event_shape' must have space axes for a spectral whitening, as (C, H, W) has; "
-                f"got {event_shape}"
-            )
-        super().__init__(event_shape)
-        self.register_buffer("amplitude", torch.ones(event_shape))
-        self._set_cosines()
-
-    def _set_cosines(self) -> None:
-        """Not cast with the other buffers but made anew: double precision needs all digits."""
-        for axis, size in enumerate(self.inner_shape[1:]):
-            basis = cosine_basis(size, self.amplitude.dtype).to(self.amplitude.device)
-            self.register_buffer(f"cosines{axis}", basis, persistent=False)
-
-    def _apply(self, *args: Any, **kwargs: Any) -> Any:
-        super()._apply(*args, **kwargs)
-        self._set_cosines()
-        return self
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self._set_cosines()
-
-    @classmethod
-    def fit(cls, samples: Tensor) -> SpectralWhitening:
-        """From prior samples ``(n, *event)``: the mean field and the power of every cosine."""
-        self = cls(tuple(samples.shape[1:])).to(samples)
-        mean, spread = center_and_spread(samples)
-        space = tuple(range(1, spread.dim()))
-        varies = spread > 0
-        share = varies.to(spread).mean(space, keepdim=True)
-        # Root mean square over the elements that vary, of numbers whose squares are representable.
-        largest = spread.amax(space, keepdim=True)
-        square = over(spread, largest).square().mean(space, keepdim=True)
-        common = largest * over(square, share).sqrt()
-        spread = torch.where(varies, common, 0.0)
-        power = self._transform(over(samples - mean, spread)).square().mean(0)
-        # What is masked afterwards must have unit variance where it is not.
-        power = torch.where(share > 0, over(power, share), 1.0)
-        # Few samples make a ragged spectrum: lean on the neighbours then, on the data otherwise.
-        weight = 10.0 / (samples.shape[0] + 10.0)
-        log_power = torch.maximum(power, 1e-10 * power.amax(space, keepdim=True)).log()
-        pool = POOLS[log_power.dim() - 1]
-        smooth = pool(log_power[None], 3, stride=1, padding=1, count_include_pad=False)[0]
-        self.amplitude = (0.5 * ((1 - weight) * log_power + weight * smooth)).exp()
-        self.mean, self.spread = mean.flatten(), spread.flatten()
-        return self
-
-    def _transform(self, x: Tensor, inverse: bool = False) -> Tensor:
-        for axis in range(len(self.inner_shape) - 1):
-            basis = getattr(self, f"cosines{axis}")
-            dim = x.dim() - len(self.inner_shape) + 1 + axis
-            x = (x.movedim(dim, -1) @ (basis if inverse else basis.T)).movedim(-1, dim)
-        return x
-
-    def _multiply(self, xi: Tensor) -> Tensor:
-        coefficients = self._transform(xi.unflatten(-1, self.inner_shape)) * self.amplitude
-        return self._transform(coefficients, inverse=True).flatten(-len(self.inner_shape))
-
-    def _divide(self, x: Tensor) -> Tensor:
-        coefficients = self._transform(x.unflatten(-1, self.inner_shape)) / self.amplitude
-        return self._transform(coefficients, inverse=True).flatten(-len(self.inner_shape))
 
 
 class LowRankWhitening(Whitening):
@@ -308,12 +162,20 @@ class LowRankWhitening(Whitening):
         if not free:
             self.floor = torch.ones_like(self.floor)
             return self
-        _, singular, right = torch.linalg.svd(over(flat - mean, spread), full_matrices=False)
-        variance = singular.square() / max(n - 1, 1)
+        z = over(flat - mean, spread)
+        if min(z.shape) > DENSE_LIMIT:
+            with seeded(0):
+                _, singular, columns = torch.svd_lowrank(z, rank + REACHED, niter=4)
+            right, total = columns.T, z.square().sum() / max(n - 1, 1)
+            variance = singular.square() / max(n - 1, 1)
+        else:
+            _, singular, right = torch.linalg.svd(z, full_matrices=False)
+            variance = singular.square() / max(n - 1, 1)
+            total = variance.sum()
         least = 1e-10 * variance[0]
         self.basis = right[:rank].T.contiguous()
         self.scales = variance[:rank].clamp_min(least).sqrt()
-        rest = (variance.sum() - variance[:rank].sum()) / (free - rank)
+        rest = (total - variance[:rank].sum()) / (free - rank)
         self.floor = rest.clamp_min(least).sqrt()
         own = self.floor**2 + self.basis.square() @ (self.scales**2 - self.floor**2)
         self.spread = spread / own.sqrt()
@@ -327,13 +189,16 @@ class LowRankWhitening(Whitening):
         return x / self.floor + ((x @ self.basis) * inverse) @ self.basis.T
 
 
-def cosine_basis(size: int, dtype: torch.dtype | None = None) -> Tensor:
-    """Rows are the orthonormal DCT-II vectors of length ``size``, in the type given or torch's
-    default."""
-    n = torch.arange(size, dtype=torch.float64)
-    basis = torch.cos(math.pi * n[:, None] * (2 * n + 1) / (2 * size)) * math.sqrt(2 / size)
-    basis[0] /= math.sqrt(2)
-    return basis.to(dtype or torch.get_default_dtype())
+def stationary_correlation(z: Tensor, event_shape: tuple[int, ...]) -> Tensor:
+    """Correlation ``(d, d)`` of a stationary field with the spectrum of standardised ``z (n, d)``;
+    none where there are no space axes, and along what never varies."""
+    none = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
+    if len(event_shape) < 2:
+        return none
+    root = SpectralWhitening.fit(z.unflatten(1, event_shape)).color(none).flatten(1)
+    own = root.norm(dim=1)
+    root = over(root, own[:, None])
+    return root @ root.mT + torch.diag((own == 0).to(z))
 
 
 WHITENINGS: dict[str, type[Whitening]] = {
@@ -383,6 +248,13 @@ def fit_whitening(
     if kind not in WHITENINGS:
         raise ValueError(
             f"'whitening' must be 'auto' or one of {sorted(WHITENINGS)}; got {kind!r}"
+        )
+    dim = math.prod(event_shape)
+    if kind == "dense" and dim > DENSE_MOST:
+        raise ValueError(
+            f"'whitening' must not be 'dense' for fields of {dim} numbers: a matrix of {dim} x "
+            f"{dim} needs {8e-9 * dim**2:.3g} GB, and several of them are needed; got 'dense'. "
+            "Take 'spectral' or 'low-rank'"
         )
     if kind == "dense" and moments is not None:
         return DenseWhitening.from_moments(event_shape, *moments, dtype=samples.dtype)

@@ -19,13 +19,14 @@ most ``alpha / (F Q)`` or one of the other families at most ``alpha / F`` (Bonfe
 are dependent); a calibrated posterior fails with probability at most ``alpha``.  The bands of the
 report are at the same level: a curve leaves its band exactly when its quantity fails.  The maps
 over the field's own elements say where and how; thousands of dependent elements carry no verdict
-of their own.
+of their own.  The *grades* (:func:`grades`) say aspect by aspect how large the differences are.
 """
 
+from vfm_inverse.calibration.grading import grades
 from vfm_inverse.calibration.merging import merge
 from vfm_inverse.calibration.observed import posterior_sbc
 from vfm_inverse.calibration.samples import from_draws
 from vfm_inverse.calibration.simulations import calibrate
 from vfm_inverse.tally import LEVELS
 
-__all__ = ["LEVELS", "calibrate", "from_draws", "merge", "posterior_sbc"]
+__all__ = ["LEVELS", "calibrate", "from_draws", "grades", "merge", "posterior_sbc"]

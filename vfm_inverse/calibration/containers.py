@@ -6,7 +6,7 @@ must tie: both are rounded to the coarser of their types. Double precision in bo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,15 @@ from torch import Tensor
 from vfm_inverse.arrays import real_array, real_tensor
 from vfm_inverse.units import same_units
 
-__all__ = ["aligned", "common_type", "one_array", "ordered", "simulations_first", "tensor_of"]
+__all__ = [
+    "aligned",
+    "common_type",
+    "of_chains",
+    "one_array",
+    "ordered",
+    "simulations_first",
+    "tensor_of",
+]
 
 #: Names under which the two first dimensions of a labelled array are found.
 DRAW, SIMULATION = ("draw", "sample"), ("simulation", "observation")
@@ -48,6 +56,64 @@ def one_array(value: Any, name: str, variable: str | None = None) -> Any:
             f"'variable' must name one of the variables of '{name}', {names}; got {variable!r}"
         )
     return value[variable]
+
+
+def of_chains(value: Any, num_axes: int) -> Any:
+    """Chains of Markov-chain samplers as one tensor; any other value as it is.
+
+    A chain is a list of tensors; of what deepinv's samplers keep, a list of states with the field
+    under ``x``, the first of which is where the chain started and no draw. Such a sampler itself
+    has a chain too, by ``get_chain``.
+
+    Args:
+        value: a chain ``num_draws`` long of ``(num_simulations, *event)``, or a list of chains,
+            one or more simulations each.
+        num_axes: of the event.
+
+    Returns:
+        ``(num_draws, num_simulations, *event)``.
+
+    Raises:
+        TypeError: a state of a chain holds no tensor ``x``.
+        ValueError: a chain has fields of several shapes or no draw, or chains differ in length.
+    """
+    chain = _chain(value)
+    if isinstance(chain, Tensor):
+        return chain
+    several = list(value) if isinstance(value, list | tuple) else []
+    chains = [_chain(one) for one in several]
+    if not chains or not all(isinstance(one, Tensor) for one in chains):
+        return value
+    parts = [one.unsqueeze(1) if one.ndim == num_axes + 1 else one for one in chains]
+    if len({one.shape[:1] + one.shape[2:] for one in parts}) > 1:
+        raise ValueError(
+            "the chains in 'draws' must have the same length and fields of the same shape; got "
+            f"{sorted({tuple(one.shape) for one in parts})[:6]}"
+        )
+    return torch.cat(parts, 1)
+
+
+def _chain(value: Any) -> Any:
+    """A chain as one tensor, draws first; None where it is none."""
+    if callable(getattr(value, "get_chain", None)):
+        value = value.get_chain()
+    if not isinstance(value, list | tuple) or not value:
+        return None
+    if all(isinstance(state, Mapping) for state in value):
+        fields = [state.get("x") for state in value[1:]]
+        if not all(isinstance(field, Tensor) for field in fields):
+            raise TypeError("the states of a chain in 'draws' must hold a tensor under 'x'")
+        if not fields:
+            raise ValueError(
+                "a chain in 'draws' must hold draws; got the state it started from alone"
+            )
+    elif all(isinstance(field, Tensor) and field.ndim > 0 for field in value):
+        fields = list(value)
+    else:
+        return None
+    if len({field.shape for field in fields}) > 1:
+        raise ValueError("'draws' must be an array; got tensors of different shapes")
+    return torch.stack(fields)
 
 
 def ordered(draws: xr.DataArray, name: str = "draws") -> xr.DataArray:

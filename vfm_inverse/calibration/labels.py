@@ -23,6 +23,7 @@ OWN = {
     "bin",
     "score",
     "tarp_set",
+    "aspect",
     "local_axis",
 }
 

@@ -40,6 +40,7 @@ from vfm_inverse.calibration.settings import (
     whole,
 )
 from vfm_inverse.calibration.simulations import CHUNK, Run, new_tally
+from vfm_inverse.meanings import about
 from vfm_inverse.quantities import Quantity, channel_units, default_quantities
 from vfm_inverse.randomness import seeded
 
@@ -132,7 +133,7 @@ def posterior_sbc(
     run.count(tally, {}, progress=progress)
     labels = MapLabels.of(x.shape[1:], problem.dims, problem.coords, problem.units)
     attrs = {"kind": "posterior SBC", "baseline": "the posterior given the first observation"}
-    return make_report(tally, labels, alpha, attrs)
+    return make_report(tally, labels, alpha, {**attrs, **about(quantities, x)})
 
 
 def _given_first(both: Callable[..., Any], y: Tensor) -> Callable[..., Any]:

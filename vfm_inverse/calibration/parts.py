@@ -21,7 +21,7 @@ from vfm_inverse.files import replacing
 
 __all__ = ["compare", "data_hash", "read_part", "write_part"]
 
-FORMAT = "vfm_inverse calibration 2"
+FORMAT = "vfm_inverse calibration 3"
 FINGERPRINTS = {
     "posterior_fn_sha256": "another posterior: weights or draws at the same seed are others",
     "baseline_sha256": "another baseline: its draws at the same seed are others",

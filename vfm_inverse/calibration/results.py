@@ -20,10 +20,11 @@ import xarray as xr
 from scipy import stats
 
 from vfm_inverse import ranks
+from vfm_inverse.calibration.grading import grades
 from vfm_inverse.calibration.labels import MapLabels
 from vfm_inverse.calibration.local import local_map
 from vfm_inverse.calibration.verdict import state_verdict
-from vfm_inverse.tally import LEVELS, SCORES, Tally
+from vfm_inverse.tally import LEVELS, OF_QUANTITIES, SCORES, Tally
 
 __all__ = ["make_report"]
 
@@ -43,8 +44,15 @@ LONG_NAMES = {
     "ecdf_upper": "upper edge of the simultaneous band over positions and quantities",
     "histogram": "simulations with a rank in each bin",
     "coverage": "share of truths inside the central interval",
+    "held": "share of truths inside the central intervals of all elements of the field",
+    "held_error": "standard error of held, from the simulations",
     "hpd_coverage": "share of truths inside the highest-density region",
     "quantity_crps": "mean CRPS of each quantity",
+    "quantity_truth": "mean of each quantity of the truths, in its own unit",
+    "quantity_mean": "mean of each quantity of the draws, in its own unit",
+    "quantity_std": "mean posterior standard deviation of each quantity, in its own unit",
+    "grade": "whether an aspect of the posterior may be trusted: pass, borderline or fail",
+    "grade_size": "how large the difference of draws and truths is",
     "crps": "CRPS, mean over the field",
     "energy_score": "energy score of the field",
     "score_value": "mean score",
@@ -52,6 +60,9 @@ LONG_NAMES = {
     "baseline_score": "mean score of the baseline on the same simulations",
     "skill": "one minus score over baseline; for the log score the gain in nats",
     "skill_error": "standard error of the skill from paired simulations",
+    "untrained_score": "mean score of the map before its training, on the same simulations",
+    "untrained_skill": "one minus score over that of the map before its training",
+    "untrained_skill_error": "standard error of that skill from paired simulations",
     "spread_skill": "spread of the draws over the error of their mean; 1 when calibrated",
     "spread_skill_error": "standard error of the spread-skill ratio",
     "chi2_per_dof_map": "chi-square of binned ranks over its degrees of freedom",
@@ -128,8 +139,10 @@ def make_report(
         "ecdf_upper": ("position", upper / num - positions),
         "histogram": (("quantity", "bin"), histogram.T),
         "coverage": (("quantity", "level"), tally.inside[:, rank].mean(1).T),
+        "held": ("level", single["held"].mean(0)),
+        "held_error": ("level", single["held"].std(0, ddof=1) / np.sqrt(num)),
         "hpd_coverage": (("quantity", "level"), tally.denser[:, density].mean(1).T),
-        "quantity_crps": ("quantity", single["quantity_crps"].mean(0)),
+        **{name: ("quantity", _mean(single[name])) for name in OF_QUANTITIES},
         "crps": ("simulation", single["scores"][:, 0], unit),
         "energy_score": ("simulation", single["scores"][:, 2], unit),
         "chi2_per_dof_map": (where, shaped(element_chi2)),
@@ -150,8 +163,14 @@ def make_report(
     }
     values, baseline = single["scores"], single["baseline"]
     kept = ~np.isnan(values).any(0)
-    data |= _score_table(values[:, kept], baseline[:, kept], np.array(SCORES)[kept])
-    coords["score"] = np.array(SCORES)[kept]
+    of_scores = np.array(SCORES)[kept]
+    data |= _score_table(values[:, kept], baseline[:, kept], of_scores)
+    start = single["untrained"][:, kept]
+    if not np.isnan(start).all():
+        table = _score_table(values[:, kept], start, of_scores)
+        data["untrained_score"] = table["baseline_score"]
+        data |= {f"untrained_{name}": table[name] for name in ("skill", "skill_error")}
+    coords["score"] = of_scores
     if tally.joint is not None:
         found = tally.joint.result(alpha=alpha)
         data |= {
@@ -166,9 +185,6 @@ def make_report(
         }
         coords["tarp_kind"] = ("tarp_set", found.kind.values.astype(str))
     report = xr.Dataset(data, coords=coords)
-    for name, text in LONG_NAMES.items():
-        if name in report:
-            report[name].attrs["long_name"] = text
     if further is not None:
         report = report.merge(further)
         adjusted = float(min(1.0, further["local_global_p_value"].item() * len(families)))
@@ -184,7 +200,19 @@ def make_report(
         **attrs,
     }
     report.attrs["verdict"], report.attrs["reason"] = state_verdict(report, alpha)
+    aspects, marks, sizes = zip(*grades(report), strict=True)
+    report = report.assign_coords(aspect=list(aspects))
+    report["grade"], report["grade_size"] = ("aspect", list(marks)), ("aspect", list(sizes))
+    for name, text in LONG_NAMES.items():
+        if name in report:
+            report[name].attrs["long_name"] = text
     return report
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    """Mean over simulations; NaN where infinities of both signs meet."""
+    with np.errstate(invalid="ignore"):
+        return np.asarray(values.mean(0))
 
 
 def _score_table(values: np.ndarray, baseline: np.ndarray, names: np.ndarray) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from vfm_inverse.calibration.containers import (
     aligned,
     common_type,
+    of_chains,
     one_array,
     ordered,
     simulations_first,
@@ -27,6 +28,7 @@ from vfm_inverse.calibration.settings import (
     whole,
 )
 from vfm_inverse.calibration.simulations import CHUNK, new_tally
+from vfm_inverse.meanings import about
 from vfm_inverse.quantities import Quantity, channel_units, default_quantities
 
 __all__ = ["from_draws"]
@@ -55,7 +57,11 @@ def from_draws(
             or an object with a group ``posterior``, as ArviZ has it (``InferenceData`` or
             ``DataTree``). Labelled dimensions are matched by name: ``draw`` (or ``chain`` and
             ``draw``, joined, or ``sample``) and ``simulation`` (or ``observation``); the others
-            are the field's. Without a dimension of these names the order counts.
+            are the field's. Without a dimension of these names the order counts. Or a chain of
+            a sampler of deepinv (``get_chain()``, of a batch of simulations) or the sampler itself
+            after its run, or a list of chains, one a simulation; the state that such a chain
+            started from is left out. Draws of a chain that are not thinned depend on one another,
+            and the tests take them for independent.
         truth: ``(num_simulations, *event)``, of any of these types but the last. Labelled, it is
             put in the order of the draws, dimensions by name and values by coordinate, which may
             have gone through single precision; other places and other units are refused. Truth
@@ -124,7 +130,7 @@ def from_draws(
         )
     named = "the prior: truths of other simulations" if other is None else "the draws given"
     maps = MapLabels.of(event, labels.dims, labels.coords, labels.units)
-    return make_report(tally, maps, alpha, {"baseline": named})
+    return make_report(tally, maps, alpha, {"baseline": named, **about(quantities, truth)})
 
 
 class _Labels(NamedTuple):
@@ -168,7 +174,8 @@ def _together(
         if like is not None:
             dims = like.dims[-1 - len(labels.dims or ()) :]
             other = aligned(other, like, dims, "baseline", "draws")
-    read, true = tensor_of(draws, "draws"), tensor_of(truth, "truth")
+    true = tensor_of(truth, "truth")
+    read = tensor_of(of_chains(draws, true[0].ndim - 1), "draws")
     shapes = read[0].shape, true[0].shape
     if read[0].ndim < 2 or shapes[0][1:] != shapes[1]:
         raise ValueError(

@@ -37,6 +37,7 @@ from vfm_inverse.calibration.settings import (
     shard_of,
     whole,
 )
+from vfm_inverse.meanings import about
 from vfm_inverse.quantities import (
     Quantity,
     channel_units,
@@ -103,7 +104,8 @@ def calibrate(
             (:mod:`vfm_inverse.local_tests`): seconds to minutes.
         baseline: Another posterior function, such as ``problem.reference_posterior`` or a Gaussian
             one, whose scores the skill compares with; the prior, as given by the other truths,
-            unless given.
+            unless given. A map with a Gaussian start is compared with itself before its training
+            besides (:mod:`vfm_inverse.untrained`).
         chunk: Numbers that one call of ``sample`` asks for; larger ones suit a GPU.
         memory: Rough limit in bytes for the working copies of a sort. One unit's draws,
             ``chunk`` numbers or one observation's ``num_draws`` fields, are always held at once.
@@ -127,6 +129,8 @@ def calibrate(
             of other settings or of another posterior.
         OSError: ``path`` cannot be written.
     """
+    from vfm_inverse.untrained import before_training
+
     num_simulations, num_draws, alpha = check_counts(num_simulations, num_draws, alpha)
     chunk, memory = whole(chunk, "chunk", 1), whole(memory, "memory", 1)
     shard = shard_of(shard)
@@ -149,7 +153,8 @@ def calibrate(
     if quantities is None:
         density = None if problem.likelihood is None else problem.log_likelihood
         quantities = default_quantities(x.shape[1:], density, units=channel_units(x))
-    run = Run(posterior_fn, x, y, params, base, num_draws, chunk, baseline, problem.log_prior)
+    data = (x, y, params, base, num_draws, chunk, baseline)
+    run = Run(posterior_fn, *data, problem.log_prior, before_training(posterior_fn))
     run.check_shard(shard)
     tally = new_tally(
         quantities,
@@ -174,6 +179,7 @@ def calibrate(
         "joint": bool(joint),
         "local": bool(local),
         "baseline": baseline_name(baseline),
+        "about": about(quantities, x),
         "provenance": dict(provenance or {}),
     }
     if path is not None:
@@ -198,6 +204,8 @@ class Run:
     chunk: int
     baseline: Callable[..., Any] | None
     log_prior: Callable[[Tensor], Tensor] | None
+    start: Callable[..., Any] | None = None
+    """The map before its training, if it is one with a Gaussian start."""
 
     def units(self) -> list[slice]:
         """Rows of all units."""
@@ -269,6 +277,7 @@ class Run:
             write_part(path, tally.state(), settings)
         units = self.units()
         seeds = np.random.SeedSequence([self.seed, 2]).generate_state(2 * len(units)).tolist()
+        further = np.random.SeedSequence([self.seed, 9]).generate_state(len(units)).tolist()
         mine = range(index, len(units), parts)
         left = [number for number in mine if not tally.seen[units[number]].all()]
         total = sum(units[n].stop - units[n].start for n in mine)
@@ -278,7 +287,7 @@ class Run:
             bar.update(tally.done)
             for number in left:
                 rows = units[number]
-                self._unit(tally, rows, seeds[2 * number : 2 * number + 2])
+                self._unit(tally, rows, [*seeds[2 * number :][:2], further[number]])
                 bar.update(rows.stop - rows.start)
                 if path is not None and time.monotonic() - saved >= SAVE_SECONDS:
                     write_part(path, tally.state(), settings)
@@ -296,15 +305,18 @@ class Run:
             for part in buffer[1:].split(max(1, self.chunk // x.numel())):
                 part.copy_(draws_of(posterior, "posterior_fn", part.shape, x))
             log_density = log_score(posterior, x)
-        other, other_log = None, None
+        other, other_log, start = None, None, None
+        shape = torch.Size([min(self.num_draws, MEMBERS), *x.shape])
         if self.baseline is not None:
             with seeded(seeds[1]):
                 reference = ask(self.baseline, "baseline", y, seen)
-                shape = torch.Size([min(self.num_draws, MEMBERS), *x.shape])
                 other = draws_of(reference, "baseline", shape, x)
                 other_log = log_score(reference, x)
         elif self.log_prior is not None and log_density is not None:
             other_log = -self.log_prior(x)
+        if self.start is not None:
+            with seeded(seeds[2]):
+                start = draws_of(self.start(y, **seen), "untrained", shape, x)
         tally.add(
             rows.start,
             buffer,
@@ -313,6 +325,7 @@ class Run:
             log_score=log_density,
             baseline=other,
             baseline_log_score=other_log,
+            untrained=start,
         )
 
 
@@ -352,7 +365,9 @@ def report_of(
 ) -> xr.Dataset:
     """The report of what was counted with these settings."""
     attrs = {name: settings[name] for name in ("split", "chunk", "baseline")}
-    return make_report(tally, labels, alpha, {**attrs, **settings["provenance"]})
+    return make_report(
+        tally, labels, alpha, {**attrs, **settings["about"], **settings["provenance"]}
+    )
 
 
 def baseline_name(baseline: Callable[..., Any] | None) -> str:

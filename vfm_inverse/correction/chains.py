@@ -94,7 +94,7 @@ def mcmc(
             f"{num_chains} chains of {method}, R-hat {r:.3f}, effective size {e:.0f}"
             for r, e in zip(figures["rhat"], figures["mcmc_ess"], strict=True)
         )
-        return Ensemble.of(field, batched, None, figures, notes)
+        return Ensemble.of(field, batched, None, figures, notes, num_chains)
 
 
 @torch.no_grad()

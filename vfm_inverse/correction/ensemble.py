@@ -22,6 +22,8 @@ class Ensemble:
         weights: ``(num, n)`` or ``(num,)``, summing to one over draws.
         diagnostics: figures by name, one for each observation, ``(n,)`` or scalars.
         notes: what was done and why, one sentence for each observation.
+        chains: number of Markov chains that the draws come from, which take turns along the first
+            axis; 1 where they come from none.
         interrupted: whether the work was interrupted, so that some draws are not corrected.
     """
 
@@ -29,6 +31,7 @@ class Ensemble:
     weights: Tensor
     diagnostics: Mapping[str, Tensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    chains: int = 1
     interrupted: bool = False
 
     @classmethod
@@ -39,6 +42,7 @@ class Ensemble:
         log_weights: Tensor | None = None,
         diagnostics: Mapping[str, Tensor] | None = None,
         notes: tuple[str, ...] = (),
+        chains: int = 1,
     ) -> Ensemble:
         """From draws ``(num, n, *event)`` and log-weights ``(num, n)`` up to constants."""
         if log_weights is None:
@@ -48,7 +52,7 @@ class Ensemble:
         if not batched:
             samples, weights = samples.squeeze(1), weights.squeeze(1)
             figures = {name: value.squeeze(0) for name, value in figures.items()}
-        return cls(samples, weights, figures, notes)
+        return cls(samples, weights, figures, notes, chains)
 
     @property
     def mean(self) -> Tensor:

@@ -55,7 +55,8 @@ def prior_map_of_run(
         if prior_map.config.get("prior", {}).get("problem_sha256") == mark:
             return prior_map
     with locked(folder):
-        unfinished = folder / Path(PRIOR).stem
+        # By the problem: what is left of another one is not gone on with.
+        unfinished = folder / f"{Path(PRIOR).stem}-{mark[:12]}"
         unfinished.mkdir(exist_ok=True)
         prior_map = fit_prior(problem, device=device, checkpoint_dir=unfinished, progress=progress)
         prior_map.config["prior"]["problem_sha256"] = mark

@@ -11,8 +11,8 @@
 ``.lock``                 held by the process that trains or calibrates here
 ========================  =======================================================
 
-``calibration_corrected.nc`` is the check of corrected draws, and ``prior`` the folder of a
-training of the map of the prior that is not finished (:mod:`vfm_inverse.corrected_runs`).
+``calibration_corrected.nc`` is the check of corrected draws, and ``prior-...`` the folder of
+a training of the map of the prior that is not finished (:mod:`vfm_inverse.corrected_runs`).
 
 ``fit`` writes the settings, the map, the state and the log; the functions here add the rest and
 read it again.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import xarray as xr
 
@@ -14,6 +15,7 @@ from vfm_inverse.card import problem_fingerprint, standing
 from vfm_inverse.correction import corrected, fit_prior
 from vfm_inverse.correction.prior_map import needs_prior_map
 from vfm_inverse.files import locked
+from vfm_inverse.interruption import Interrupted
 from vfm_inverse.labelled import save_netcdf
 from vfm_inverse.posterior import VariationalFlowMap
 from vfm_inverse.problem import InverseProblem
@@ -58,7 +60,12 @@ def prior_map_of_run(
         # By the problem: what is left of another one is not gone on with.
         unfinished = folder / f"{Path(PRIOR).stem}-{mark[:12]}"
         unfinished.mkdir(exist_ok=True)
-        prior_map = fit_prior(problem, device=device, checkpoint_dir=unfinished, progress=progress)
+        options: dict[str, Any] = {"checkpoint_dir": unfinished, "progress": progress}
+        try:
+            prior_map = fit_prior(problem, device=device, **options)
+        except Interrupted as stop:
+            where = f"{stop.where}; the same command goes on"
+            raise Interrupted(where, "the same call goes on") from stop
         prior_map.config["prior"]["problem_sha256"] = mark
         prior_map.save(folder / PRIOR)
         shutil.rmtree(unfinished)

@@ -446,6 +446,10 @@ def test_a_declared_problem_trains_and_answers(
     assert "changed since" not in capsys.readouterr().err
 
 
+# As the installed program runs: without the current folder among its modules.
+PROGRAM = "import sys; from vfm_inverse.cli import main; sys.exit(main())"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["climate", "images"])
 def test_every_command_in_a_process_of_its_own(kind: str, files: Path, tmp_path: Path) -> None:
@@ -454,7 +458,7 @@ def test_every_command_in_a_process_of_its_own(kind: str, files: Path, tmp_path:
     settings.write_text((CLIMATE_SETTINGS if kind == "climate" else IMAGE_SETTINGS) + SIZES)
 
     def shell(*command: str) -> subprocess.CompletedProcess[str]:
-        words = [sys.executable, "-m", "vfm_inverse", *command]
+        words = [sys.executable, "-P", "-c", PROGRAM, *command]
         return subprocess.run(
             words, cwd=tmp_path, capture_output=True, text=True, env=os.environ, check=False
         )

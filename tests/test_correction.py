@@ -235,7 +235,9 @@ def test_chains_that_disagree_go_on_with_more_moves(monkeypatch: pytest.MonkeyPa
     _, y, _ = problem.simulate(2, seed=0)
     calls: list[tuple[int, int]] = []
 
-    def run(target: Target, u: Tensor, length: int, warmup: int, thin: int) -> object:
+    def run(
+        target: Target, u: Tensor, length: int, warmup: int, thin: int, tick: object
+    ) -> object:
         calls.append((target.num, thin))
         chains = torch.randn(length, *u.shape)
         # The first observation's chains agree at once, the second's after more moves.

@@ -537,12 +537,21 @@ def test_photo_problems_keep_the_splits_apart(case: str) -> None:
             assert not any(contains(picture, patch) for picture in pictures["train"])
 
 
+def test_dequantized_patches_have_no_two_values_alike() -> None:
+    torch.manual_seed(0)
+    x = photographs.draw_patches(20, 16, "train", dequantize=True)
+    assert 0 < float(x.min()) and float(x.max()) < 1
+    assert float((x.flatten().sort().values.diff() == 0).float().mean()) < 0.01
+
+
 def contains(picture: Tensor, patch: Tensor) -> bool:
+    """Whether a patch is cut from a picture, up to where in a grey level its values lie."""
     windows = np.lib.stride_tricks.sliding_window_view(picture.numpy(), patch.shape)
-    corners = (windows[:, :, 0, 0] == float(patch[0, 0])) & (
-        windows[:, :, -1, -1] == float(patch[-1, -1])
+    near = 1.001 / 256
+    corners = (abs(windows[:, :, 0, 0] - float(patch[0, 0])) <= near) & (
+        abs(windows[:, :, -1, -1] - float(patch[-1, -1])) <= near
     )
-    return any((windows[i, j] == patch.numpy()).all() for i, j in np.argwhere(corners))
+    return any((abs(windows[i, j] - patch.numpy()) <= near).all() for i, j in np.argwhere(corners))
 
 
 def test_masks_are_pixels_or_boxes() -> None:

@@ -113,6 +113,11 @@ def build_parser(subcommands: Mapping[str, Callable[..., int]]) -> argparse.Argu
         help="one more setting, as in the file: --set problem.size=64; may be repeated",
     )
     sub.add_argument("--resume", action="store_true", help="continue the run in the folder")
+    sub.add_argument(
+        "--prior-map",
+        action="store_true",
+        help="train at once the map of the prior that 'correct' may need",
+    )
 
     own = argparse.ArgumentParser(add_help=False)
     own.add_argument(
@@ -155,14 +160,15 @@ def build_parser(subcommands: Mapping[str, Callable[..., int]]) -> argparse.Argu
     sub.add_argument(
         "--num-simulations",
         type=setting("calibration", "num_simulations"),
-        default=1000,
-        help="simulated truths (default: 1000)",
+        help="simulated truths (default: 1000, with --corrected 200)",
     )
     sub.add_argument(
         "--num-draws",
         type=setting("calibration", "num_draws"),
-        default=1000,
-        help="draws for each of them (default: 1000)",
+        help="draws for each of them (default: 1000, with --corrected 128)",
+    )
+    sub.add_argument(
+        "--corrected", action="store_true", help="check the draws as 'correct' corrects them"
     )
     sub.add_argument(
         "--strict", action="store_true", help="exit with 1 when the verdict is 'fail'"

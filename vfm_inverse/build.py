@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from deepinv.physics import LinearPhysics
 from torch import Tensor
+from tqdm import tqdm
 
 from vfm_inverse.adapter import FAMILIES, Contraction, Family, NoiseAdapter, Spline
 from vfm_inverse.calls import checked
@@ -75,6 +76,7 @@ def build(
     max_rank: int = 128,
     num_simulations: int = 20_000,
     seed: int = 0,
+    progress: bool = True,
 ) -> VariationalFlowMap:
     """Build an untrained map for a problem; with a Gaussian start it already is the classical
     posterior.
@@ -102,6 +104,7 @@ def build(
             large fields, to stay within a quarter of a gigabyte. A prior given by fewer samples is
             whitened by all of these.
         seed: fixes simulations and initial weights.
+        progress: show a progress bar where it takes longer than some seconds.
 
     Raises:
         ValueError: an unknown name, a number out of range, or a combination that cannot work.
@@ -131,9 +134,16 @@ def build(
     if not gaussian_start:
         whitening = "identity" if whitening == "auto" else whitening
 
-    with seeded(seed), torch.no_grad():
+    bar = tqdm(total=4, unit="stage", delay=2, disable=not progress)
+
+    def done(following: str) -> None:
+        bar.set_description(f"for_problem: {following}", refresh=False)
+        bar.update()
+
+    with bar, seeded(seed), torch.no_grad():
         num = affordable(problem, num_simulations)
         x, y, params = problem.simulate(num)
+        done("whitening")
         # A sample that was drawn ten times still is one sample.
         held = problem.held_fields(num)
         free = x if held is None else held.to(x)
@@ -146,10 +156,12 @@ def build(
         del free, held
         whitening = whitening.to(x)
         whitening.transform, whitening.support = problem.transform, problem.support
+        done("Gaussian start")
         start = None
         if gaussian_start:
             start = fit_start(problem, whitening, (x, y, params), max_rank).to(whitening.mean)
         del x
+        done("features")
         kinds = {kind: name for name, kind in WHITENINGS.items()}
         config = {
             "adapter": adapter,
@@ -173,6 +185,7 @@ def build(
             vfm.features.fit(y[few], head, first)
         else:
             vfm.features.fit(y, params)
+        done("built")
     return vfm
 
 
@@ -257,9 +270,10 @@ def assemble(
 def affordable(problem: InverseProblem, num_simulations: int) -> int:
     """Simulations to fit on: those asked for, in :data:`NUMBERS` numbers, :data:`LEAST` at
     least."""
-    shapes = [problem.field_shape, problem.observation_shape, *problem.param_shapes.values()]
-    size = sum(math.prod(shape) for shape in shapes)
-    return min(num_simulations, max(LEAST, NUMBERS // size))
+    beside = [problem.observation_shape, *problem.param_shapes.values()]
+    field, others = math.prod(problem.field_shape), sum(math.prod(shape) for shape in beside)
+    # Where fields are most of it, what is made of them counts.
+    return min(num_simulations, max(LEAST, NUMBERS // (field + max(field, others))))
 
 
 def inner_shape(problem: InverseProblem) -> tuple[int, ...]:

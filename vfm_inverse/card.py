@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
+from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from vfm_inverse import __version__
@@ -77,6 +78,8 @@ class Card:
         valid_range: smallest and largest number of ``y`` and of each parameter in the check.
         false_alarm: probability with which a call warns although its observations are in range.
         version: of the package.
+        corrected: of the draws as ``correction.auto`` corrects them, if they were checked:
+            ``verdict``, ``reason``, ``num_simulations``, ``num_draws`` and ``method``.
         training: what came of the training, in a sentence; empty where that is not known.
         grades: aspect, grade and size of each of :func:`vfm_inverse.calibration.grades`; none in
             a card of an older version.
@@ -98,6 +101,7 @@ class Card:
     valid_range: dict[str, list[float]]
     false_alarm: float
     version: str
+    corrected: dict[str, Any] | None = None
     training: str = ""
     grades: list[list[str]] = field(default_factory=list)
 
@@ -123,11 +127,15 @@ class Card:
                     f"'{name}' of a calibration card must be of another kind; got "
                     f"{type(value).__name__}"
                 )
-        if card.verdict not in ("pass", "fail"):
-            raise ValueError(
-                "'verdict' of a calibration card must be 'pass' or 'fail'; got "
-                f"{card.verdict!r:.40}"
-            )
+        verdicts: list[Any] = [card.verdict]
+        if card.corrected is not None:
+            verdicts.append(card.corrected.get("verdict"))
+        for verdict in verdicts:
+            if verdict not in ("pass", "fail"):
+                raise ValueError(
+                    "'verdict' of a calibration card must be 'pass' or 'fail'; got "
+                    f"{verdict!r:.40}"
+                )
         numbers = [
             *card.figures.values(),
             *(v for pair in card.valid_range.values() for v in pair),
@@ -149,6 +157,7 @@ KINDS: dict[str, Any] = {
     **dict.fromkeys(("num_simulations", "num_draws", "seed"), int),
     **dict.fromkeys(("alpha", "false_alarm"), (int, float)),
     **dict.fromkeys(("figures", "valid_range"), dict),
+    "corrected": (dict, NoneType),
     "grades": list,
 }
 """What the fields of a card are."""
@@ -182,6 +191,8 @@ def certify(vfm: VariationalFlowMap, problem: InverseProblem, report: xr.Dataset
     num, seed, split = int(attrs["num_simulations"]), int(attrs["seed"]), attrs["split"]
     _, y, params = problem.simulate(max(num, SIMULATIONS), split=split, seed=seed)
     vfm.range.fit_edge(y, params)
+    # Another check of the same weights leaves what is known of their corrected draws.
+    earlier = vfm.card if vfm.card and vfm.card.weights_sha256 == weights else None
     vfm.card = Card(
         verdict=str(attrs["verdict"]),
         reason=str(attrs["reason"]),
@@ -202,6 +213,7 @@ def certify(vfm: VariationalFlowMap, problem: InverseProblem, report: xr.Dataset
         },
         false_alarm=FALSE_ALARM,
         version=__version__,
+        corrected=None if earlier is None else earlier.corrected,
         training=vfm.training_note or "",
         grades=[list(one) for one in grades(report)],
     )

@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 
 __all__ = ["SUBCOMMANDS", "conclude", "settings_of"]
 
+NOT_CHECKED = {
+    "verdict": "not checked",
+    "reason": "'vfm-inverse calibrate RUN --corrected' checks it",
+}
+
 
 def list_problems(args: argparse.Namespace) -> int:
     """``vfm-inverse problems``."""
@@ -47,6 +52,7 @@ def train(args: argparse.Namespace) -> int:
     from vfm_inverse import runs
     from vfm_inverse.build import build
     from vfm_inverse.config_checks import check_config
+    from vfm_inverse.corrected_runs import prior_map_of_run
     from vfm_inverse.files import locked
     from vfm_inverse.recipes import make_problem
     from vfm_inverse.run_settings import CONFIG, write_settings
@@ -66,10 +72,10 @@ def train(args: argparse.Namespace) -> int:
             )
         home = Path(args.target).parent if args.target.endswith(".toml") else Path.cwd()
         problem = make_problem(Recipe(config.problem, home.absolute()))
-        vfm = build(problem, **config.model)
+        bar, seed = not args.json, args.seed or 0
+        vfm = build(problem, **config.model, progress=bar)
         if not goes_on:
             write_settings(args.out, config, problem)
-        bar, seed = not args.json, args.seed or 0
         fit(vfm, problem, **config.fit, checkpoint_dir=args.out, resume=args.resume, progress=bar)
         if goes_on:
             write_settings(args.out, config, problem)
@@ -77,6 +83,8 @@ def train(args: argparse.Namespace) -> int:
             args.out, vfm, problem, seed=seed, progress=bar, **config.calibration
         )
         runs.report_run(args.out, vfm, problem, checked, seed=seed)
+        if args.prior_map:
+            prior_map_of_run(args.out, vfm, problem, progress=bar)
     return conclude(args, checked, args.out)
 
 
@@ -104,6 +112,7 @@ def sample(args: argparse.Namespace) -> int:
 
 def correct(args: argparse.Namespace) -> int:
     """``vfm-inverse correct``."""
+    from vfm_inverse.corrected_runs import prior_map_of_run
     from vfm_inverse.correction import auto
     from vfm_inverse.labelled import save_netcdf, summary, to_xarray
     from vfm_inverse.observations import read_observation
@@ -113,8 +122,20 @@ def correct(args: argparse.Namespace) -> int:
     check_output(args.out, args.folder, args.observation)
     vfm, problem = opened_run(args)
     y, params, labels = read_observation(args.observation, problem)
-    ensemble = auto(vfm, y, args.num_draws, seed=args.seed, **params)
+    prior_map = prior_map_of_run(args.folder, vfm, problem, progress=not args.json)
+    ensemble = auto(
+        vfm,
+        y,
+        args.num_draws,
+        prior_map=prior_map,
+        seed=args.seed,
+        progress=not args.json,
+        **params,
+    )
     provenance = {**vfm.provenance(), "seed": args.seed}
+    if prior_map is not None:
+        known = prior_map.config["prior"]
+        provenance |= {f"prior_map_{name}": known[name] for name in ("verdict", "reason")}
     draws = to_xarray(
         ensemble, problem, y, params=params, provenance=provenance, observation=labels
     )
@@ -128,28 +149,40 @@ def correct(args: argparse.Namespace) -> int:
         "satisfied": satisfied,
         "notes": list(ensemble.notes),
         "file": str(args.out),
+        "interrupted": ensemble.interrupted,
     }
+    code = 130 if ensemble.interrupted else 0
+    after = (vfm.card and vfm.card.corrected) or NOT_CHECKED
     if args.json:
-        return emit(done | shown_standing(vfm))
+        told = {f"{name}_corrected": after[name] for name in ("verdict", "reason")}
+        return emit(done | shown_standing(vfm) | told) or code
     for i, note in enumerate(ensemble.notes):
         say(f"observation {i}: {note}")
+    if prior_map is not None:
+        say(f"map of the prior: {known['verdict']}: {known['reason']}")
     say(f"{args.num_draws} draws for {len(y)} observation(s) in {args.out}")
     say(f"calibration of the map, before correction: {standing(vfm)[0]}")
-    return 0
+    say(f"calibration after correction: {after['verdict']}: {after['reason']}")
+    return code
 
 
 def calibrate(args: argparse.Namespace) -> int:
     """``vfm-inverse calibrate``."""
+    from vfm_inverse.corrected_runs import calibrate_corrected_run
     from vfm_inverse.runs import calibrate_run
 
     # That it was not checked yet is why it is checked now.
     vfm, problem = opened_run(args, warn=False)
-    checked = calibrate_run(
+    check: Callable[..., Dataset] = calibrate_run
+    simulations, draws = 1000, 1000
+    if args.corrected:
+        check, simulations, draws = calibrate_corrected_run, 200, 128
+    checked = check(
         args.folder,
         vfm,
         problem,
-        num_simulations=args.num_simulations,
-        num_draws=args.num_draws,
+        num_simulations=args.num_simulations or simulations,
+        num_draws=args.num_draws or draws,
         seed=args.seed,
         progress=not args.json,
     )

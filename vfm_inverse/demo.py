@@ -77,7 +77,7 @@ def run_demo(
     problem = problems.load("photo-deblur", size=size).to(resolve_device(device))
     say(f"Problem      {size} x {size} patches of photographs, blurred and noisy")
     with _timed(seconds, "start"):
-        vfm = build(problem, seed=seed).to(problem.device)
+        vfm = build(problem, seed=seed, progress=not quiet).to(problem.device)
     weights = sum(weight.numel() for weight in vfm.networks.parameters())
     say(f"Map          {weights:,} weights, Gaussian start in {seconds['start']:.0f} s")
     with _timed(seconds, "training"):

@@ -40,8 +40,12 @@ __all__ = ["RegressionStart", "build_start", "candidates", "fit_start", "score",
 BASIS_NUMBERS = 2**26
 """Most numbers in the informed directions of a large field: bounds memory."""
 
-WIDE = 2**25
-"""Most numbers in the simulations of a regression that is done in double precision."""
+WIDE = 2**22
+"""Numbers of a singular value decomposition above which a regression is done by inner products of
+its simulations."""
+
+REGRESSED = 2**24
+"""Numbers in the fields, or observations, of such a regression."""
 
 SCORED = 4
 """Simulations that the starts to choose from are compared on."""
@@ -63,7 +67,7 @@ class RegressionStart(SharedBasis):
         data = y.flatten(1)
         self.center, self.spread = center_and_spread(data)
         size = int((self.spread > 0).sum())  # data that vary
-        wide = num * max(self.center.numel(), xi.shape[1]) > WIDE
+        wide = min(num, size) * xi.shape[1] > WIDE
         # Beyond that in the type that came and without copies of the right singular vectors.
         exact = like.dtype if wide else torch.float64
         deviation = over(data - self.center, self.spread).to(exact) / num**0.5
@@ -234,7 +238,10 @@ def fit_start(
             if score(other, whitening, simulations) > score(start, whitening, simulations):
                 return other
     elif isinstance(start, RegressionStart):
-        start.fit(whitening.whiten(x), y, max_rank)
+        num, size = len(x), max(whitening.dim, y[0].numel())
+        if min(num, y[0].numel()) * whitening.dim > WIDE:
+            num = min(num, DENSE_LIMIT, max(256, REGRESSED // size))
+        start.fit(whitening.whiten(x[:num]), y[:num], max_rank)
     return start
 
 

@@ -22,7 +22,15 @@ from vfm_inverse.gaussian import ContractedNormal
 from vfm_inverse.likelihood import Likelihood
 from vfm_inverse.whitening import Whitening
 
-__all__ = ["apply", "chunks", "leading", "noise_level", "normal_products", "posterior_mean"]
+__all__ = [
+    "apply",
+    "chunks",
+    "leading",
+    "noise_level",
+    "normal_products",
+    "posterior_mean",
+    "solve",
+]
 
 NUMBERS = 2**23
 """Numbers of fields that are sent through the physics at once: bounds memory."""

@@ -6,9 +6,13 @@
 ``training.safetensors``  what an interrupted training continues from
 ``log.csv``               loss terms and health figures by step
 ``calibration.nc``        ranks, coverage, scores and the verdict
+``prior.safetensors``     a map of the prior, where corrections need one
 ``report.html``           one page with all of it
 ``.lock``                 held by the process that trains or calibrates here
 ========================  =======================================================
+
+``calibration_corrected.nc`` is the check of corrected draws, and ``prior-...`` the folder of
+a training of the map of the prior that is not finished (:mod:`vfm_inverse.corrected_runs`).
 
 ``fit`` writes the settings, the map, the state and the log; the functions here add the rest and
 read it again.
@@ -47,8 +51,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CALIBRATION",
+    "CORRECTED",
     "LOG",
     "MODEL",
+    "PRIOR",
     "REPORT",
     "STATE",
     "calibrate_run",
@@ -60,6 +66,7 @@ __all__ = [
 ]
 
 CALIBRATION, REPORT = "calibration.nc", "report.html"
+PRIOR, CORRECTED = "prior.safetensors", "calibration_corrected.nc"
 
 
 def open_run(
@@ -128,7 +135,8 @@ def check_output(path: str | Path, folder: str | Path, *inputs: str | Path) -> N
     for given in inputs:
         if same_file(path, [given]):
             raise ValueError(f"'--out' must not be the input '{given}'; got '{path}'")
-    own = [Path(folder) / n for n in (CONFIG, MODEL, STATE, LOG, CALIBRATION, REPORT, LOCK)]
+    names = (CONFIG, MODEL, STATE, LOG, CALIBRATION, REPORT, PRIOR, CORRECTED, LOCK)
+    own = [Path(folder) / name for name in names]
     if same_file(path, own):
         raise ValueError(f"'--out' must not be a file of the run '{folder}'; got '{path}'")
     check_writable(path)

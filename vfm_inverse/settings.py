@@ -108,6 +108,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "max_rank": COUNT,
         "num_simulations": PAIR,
         "seed": SEED,
+        "progress": FLAG,
     },
     "fit": {
         "steps": Setting(int, 1, MOST, words=("auto",)),
@@ -147,6 +148,14 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "resume": FLAG,
         "progress": FLAG,
     },
+    "prior_map": {
+        "steps": COUNT,
+        "batch_size": PAIR,
+        "num_simulations": PAIR,
+        "num_draws": PAIR,
+        "seed": SEED,
+        "progress": FLAG,
+    },
     "sample": {"num_draws": COUNT, "seed": SEED},
     "load": {"warn": FLAG},
     "correction": {
@@ -165,6 +174,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "level": Setting(float, 0, 1, open_low=True, open_high=True),
         "num_simulations": PAIR,
         "largest": Setting(float, 1, open_low=True),
+        "progress": FLAG,
     },
 }
 """Range by function (``model`` is ``VariationalFlowMap.for_problem``) and argument; arguments that

@@ -13,8 +13,11 @@ modes do not drown weak ones: with standard deviations :math:`a` of the modes,
 where the factor :math:`c` of an observation says how much stronger its operator over its noise is
 than on average: squared norms of the data of one fixed field. Among the strongest modes the
 Hessian is taken whole (Rayleigh and Ritz), so that what a mask hides keeps its large scales.
-Exact where :math:`W^\top W` is diagonal and observations differ by such a factor; small scales
-inside of large holes come out too sure. The mean is exact always, by conjugate gradients.
+Of the others, :math:`\lambda_k` is matched to their variance in the posterior, by solving for a
+few :math:`e`: of all laws that are diagonal in these modes, the closest. Exact where
+:math:`W^\top W` is diagonal and observations differ by such a factor; small scales inside of large
+holes come out too sure, and those outside not sure enough. The mean is exact always, by conjugate
+gradients.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ import torch
 from torch import Tensor
 
 from vfm_inverse.gaussian import ContractedNormal
-from vfm_inverse.matrix_free import apply, chunks, noise_level
+from vfm_inverse.matrix_free import apply, chunks, noise_level, solve
 from vfm_inverse.operator_start import LinearStart, operator_params
 from vfm_inverse.scaling import over
 from vfm_inverse.spectral_whitening import SpectralWhitening, smoothed
@@ -37,6 +40,9 @@ PROBES = 32
 
 FIELDS_NUMBERS = 2**22
 """Most numbers in the fields of the modes that are looked at in each observation."""
+
+SOLVED = 8
+"""Of them, those that a linear system is solved for."""
 
 INFORMED = 1e-3
 """Squared signal over noise above which a mode counts as informed."""
@@ -78,8 +84,13 @@ class CosineModes:
         rest = torch.cat([torch.zeros_like(first), rest], -1)
         others = self._whitening.variance_of_modes(self._placed(rest))
         unit = torch.eye(rank, self._whitening.dim, dtype=weights.dtype, device=weights.device)
-        columns = self._rotation.mT @ self._whitening.from_modes(self._placed(unit))
-        return others + (first.unsqueeze(-2) @ columns.square()).squeeze(-2)
+        unit = self._whitening.from_modes(self._placed(unit))
+        if self.shared:
+            return others + first @ (self._rotation.mT @ unit).square()
+        for rows in chunks(len(first), unit.numel()):
+            columns = self._rotation[rows].mT @ unit
+            others[rows] += (first[rows].unsqueeze(-2) @ columns.square()).squeeze(-2)
+        return others
 
     def __getitem__(self, rows: slice) -> CosineModes:
         """Those of some observations."""
@@ -140,6 +151,7 @@ class SpectralStart(LinearStart):
         self.level = squares.mean()
         factor = (squares / self.level.clamp_min(torch.finfo(squares.dtype).tiny)).unsqueeze(1)
         strength = amplitude.square() * self._settled(over(gain, factor)).clamp_min(0)
+        strength = self._widened(strength, draws, factor, signs)
         self.order = strength.argsort(descending=True)
         self.strength = strength[self.order]
         most = max(1, FIELDS_NUMBERS // whitening.dim)
@@ -171,6 +183,23 @@ class SpectralStart(LinearStart):
             w = data / noise_level(self._likelihood, own, data).unsqueeze(1)
             found.append((w @ w.mT).double())
         return torch.cat(found)
+
+    def _widened(
+        self, strength: Tensor, params: Mapping[str, Tensor], factor: Tensor, signs: Tensor
+    ) -> Tensor:
+        """Less strength, so that each mode has the variance that it has on average in the
+        posterior, the others being unknown too: ``V^T (I + W^T W)^{-1} V`` on the diagonal."""
+        signs, factor = signs[:SOLVED], factor[:SOLVED]
+        own = {name: value[:SOLVED] for name, value in params.items()}
+        whitening, scale = self._whitening, (1 + factor * strength).rsqrt()
+
+        def precondition(r: Tensor) -> Tensor:
+            return whitening.from_modes(scale.square() * whitening.modes(r))
+
+        right = whitening.from_modes(signs / scale)
+        x = solve(lambda v: v + self.products(v, own), right, precondition)
+        ratio = self._settled(signs * whitening.modes(x) / scale).clamp_min(1)
+        return ((1 + strength) / ratio - 1).clamp_min(0)
 
     def _settled(self, gain: Tensor) -> Tensor:
         """Mean of estimates ``(n, d)``, drawn to that of the neighbours as far as chance explains

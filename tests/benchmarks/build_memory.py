@@ -65,7 +65,7 @@ def masks(*shape: int) -> vi.InverseProblem:
 
 def stations(*shape: int) -> vi.InverseProblem:
     torch.manual_seed(0)
-    physics = PointObservations(torch.rand(60, 2), shape[1:], noise_model=GaussianNoise(0.05))
+    physics = PointObservations(shape, torch.rand(60, 2), noise_model=GaussianNoise(0.05))
     return vi.InverseProblem(smooth(shape), physics=physics)
 
 

@@ -5,6 +5,8 @@
 :func:`smc`        tempered sequential Monte Carlo from the draws to the posterior
 :func:`mcmc`       Markov chains (``hmc``, ``pcn``, ``mala``, Pyro's ``nuts``) started at the draws
 :func:`auto`       the first of these whose diagnostics are satisfied, observation by observation
+:func:`corrected`  ``auto`` as a posterior function: calibrate what it makes
+:func:`fit_prior`  a map of the prior, where ``auto`` needs one; :func:`check_prior` checks it
 :func:`ksd`        kernel Stein discrepancy of the draws, with a p-value
 :func:`conformal`  intervals with guaranteed coverage, from held-out simulations
 =================  ==============================================================================
@@ -16,6 +18,8 @@ from vfm_inverse.correction.chains import mcmc
 from vfm_inverse.correction.ensemble import Ensemble
 from vfm_inverse.correction.importance import psis
 from vfm_inverse.correction.ladder import auto
+from vfm_inverse.correction.posteriors import corrected
+from vfm_inverse.correction.prior_map import check_prior, fit_prior
 from vfm_inverse.correction.recalibration import conformal, temperature
 from vfm_inverse.correction.stein import ksd
 from vfm_inverse.correction.target import Target
@@ -25,7 +29,10 @@ __all__ = [
     "Ensemble",
     "Target",
     "auto",
+    "check_prior",
     "conformal",
+    "corrected",
+    "fit_prior",
     "ksd",
     "mcmc",
     "psis",

@@ -24,6 +24,7 @@ class Ensemble:
         notes: what was done and why, one sentence for each observation.
         chains: number of Markov chains that the draws come from, which take turns along the first
             axis; 1 where they come from none.
+        interrupted: whether the work was interrupted, so that some draws are not corrected.
     """
 
     samples: Tensor
@@ -31,6 +32,7 @@ class Ensemble:
     diagnostics: Mapping[str, Tensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     chains: int = 1
+    interrupted: bool = False
 
     @classmethod
     def of(

@@ -17,6 +17,7 @@ again where another is.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -85,7 +86,12 @@ class Metric:
 
 @torch.no_grad()
 def hamiltonian(
-    target: Target, u: Tensor, length: int, warmup: int, thin: int
+    target: Target,
+    u: Tensor,
+    length: int,
+    warmup: int,
+    thin: int,
+    tick: Callable[[], object] = lambda: None,
 ) -> tuple[Tensor, Tensor]:
     """Chains from ``u (num_chains, n, d)``.
 
@@ -95,6 +101,7 @@ def hamiltonian(
         length: draws kept of each chain.
         warmup: moves before them.
         thin: moves between two draws that are kept.
+        tick: called after every move.
 
     Returns:
         Draws ``(length, num_chains, n, d)`` and the share of moves accepted, ``(n,)``.
@@ -114,6 +121,7 @@ def hamiltonian(
             else:
                 step = adapt(step, probability.mean(0).expand_as(step), ACCEPTANCE, i)
             seen.append(state.u)
+            tick()
         if stage < STAGES - 1:
             state, found = restart(state)
             recent = torch.stack(seen[share // 2 :])[:, found, torch.arange(target.num)]
@@ -125,6 +133,7 @@ def hamiltonian(
         for _ in range(thin):
             state, _, taken = move(target, state, metric, step, steps)
             total += taken / (length * thin)
+            tick()
         kept.append(state.u)
     return torch.stack(kept), total
 

@@ -76,9 +76,10 @@ class Target:
         prior_map = vfm.observation == "adapter"
         if not prior_map and vfm.log_prior is None:
             raise ValueError(
-                "correction of a map that is conditioned on y needs the prior's density: give the "
-                "problem a torch Distribution as prior, or build the map with "
-                f"observation='adapter'; got observation={vfm.observation!r}"
+                "correction of a map that is conditioned on y needs the prior's density, or a map "
+                "of the prior: correction.auto(..., prior_map=correction.fit_prior(problem)), or "
+                "give the problem a torch Distribution as prior; got "
+                f"observation={vfm.observation!r}"
             )
         self.vfm, self.y, self.params = vfm, y, dict(params)
         self.steps = steps or vfm.steps
@@ -120,6 +121,17 @@ class Target:
         if self.prior_map:
             return self.answer.generate(unstandardize(self.answer.q, u), self.steps)
         return self.answer.generate(u, self.steps)
+
+    @torch.no_grad()
+    def locate(self, x: Tensor) -> Tensor:
+        """Coordinates ``(num, n, d)`` that the reverse map finds for fields ``x (num, n,
+        *event)``: those that it maps about there. Of a map of the prior."""
+
+        def one(part: Tensor) -> Tensor:
+            z = self.answer.map.encode(self.vfm.whitening.whiten(part), self.steps)
+            return standardize(self.answer.q, z)
+
+        return self._chunked(one, x)
 
     def log_reference(self, u: Tensor) -> Tensor:
         """Log density of the map's draws, ``(num, n)``.

@@ -14,6 +14,9 @@ import torch
 import xarray as xr
 from matplotlib.image import imsave
 
+from vfm_inverse.config import read_config
+from vfm_inverse.declared import declare
+
 PAGES = Path(__file__).resolve().parents[1] / "docs" / "howto"
 NAMES = ("Denver", "Ottawa", "Monterrey")
 
@@ -121,9 +124,11 @@ def test_settings_and_code_are_short(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["fields_and_stations.md", "images.md"])
 def test_settings_declare_the_problem_and_start_a_run(folder: Path, name: str) -> None:
-    declared = pytest.importorskip("vfm_inverse.declared")
     (settings,) = blocks(name, "toml")
-    problem = declared.declare(tomllib.loads(settings)["problem"], folder)
+    Path("settings.toml").write_text(settings)
+    config = read_config("settings.toml")
+    assert config.fit["batch_size"] == 32 and config.calibration["num_draws"] == 200
+    problem = declare(tomllib.loads(settings)["problem"], folder)
     shapes = {"fields_and_stations.md": ((1, 10, 12), (3,)), "images.md": ((1, 32, 32),) * 2}
     assert (problem.field_shape, problem.observation_shape) == shapes[name]
     truth, y, params = problem.simulate(2, split="test", seed=0)

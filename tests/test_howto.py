@@ -14,6 +14,9 @@ import torch
 import xarray as xr
 from matplotlib.image import imsave
 
+from vfm_inverse.config import read_config
+from vfm_inverse.declared import declare
+
 PAGES = Path(__file__).resolve().parents[1] / "docs" / "howto"
 NAMES = ("Denver", "Ottawa", "Monterrey")
 
@@ -117,3 +120,20 @@ def test_settings_and_code_are_short(name: str) -> None:
     tomllib.loads(settings)
     code = blocks(name, "python")[-1]
     assert max(len(part.strip().splitlines()) for part in (settings, code)) <= 28
+
+
+@pytest.mark.parametrize("name", ["fields_and_stations.md", "images.md"])
+def test_settings_declare_the_problem_and_start_a_run(folder: Path, name: str) -> None:
+    (settings,) = blocks(name, "toml")
+    Path("settings.toml").write_text(settings)
+    config = read_config("settings.toml")
+    assert config.fit["batch_size"] == 32 and config.calibration["num_draws"] == 200
+    problem = declare(tomllib.loads(settings)["problem"], folder)
+    shapes = {"fields_and_stations.md": ((1, 10, 12), (3,)), "images.md": ((1, 32, 32),) * 2}
+    assert (problem.field_shape, problem.observation_shape) == shapes[name]
+    truth, y, params = problem.simulate(2, split="test", seed=0)
+    assert torch.equal(
+        problem.observe(truth, seed=0, **params), problem.observe(truth, seed=0, **params)
+    )
+    if name == "fields_and_stations.md":
+        assert problem.num_prior_samples == 100 and problem.units == "K"

@@ -83,7 +83,8 @@ def require_batch(objective: Objective, problem: InverseProblem, batch_size: int
         MemoryError: it takes more than there is; the message has the batch that fits.
     """
     step = memory_of_step(objective, problem)
-    fits = int(((memory_available(problem.device) or 0) - step.fixed) / step.per_simulation)
+    room = (memory_available(problem.device) or 0) - step.fixed
+    fits = int(room / step.per_simulation) if step.per_simulation else 0
     remedy = f"take {fits} or less" if fits >= 2 else "take a smaller network or field"
     what = f"a training step with 'batch_size' of {batch_size}"
     require_memory(step.of(batch_size), what, remedy, problem.device)

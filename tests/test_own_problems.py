@@ -226,10 +226,14 @@ def test_settings_of_an_earlier_version_name_the_same_problem(tmp_path: Path) ->
     assert read_settings(tmp_path)["problem"] == {"name": "heat", "size": 8}
 
 
+# As the installed program runs: without the current folder among its modules.
+PROGRAM = "import sys; from vfm_inverse.cli import main; sys.exit(main())"
+
+
 @pytest.mark.slow
 def test_every_command_in_a_process_of_its_own(code: str, tmp_path: Path) -> None:
     def shell(*command: str, folder: Path = tmp_path) -> str:
-        words = [sys.executable, "-m", "vfm_inverse", *command]
+        words = [sys.executable, "-P", "-c", PROGRAM, *command]
         done = subprocess.run(words, cwd=folder, capture_output=True, text=True, env=os.environ)
         assert done.returncode == 0, done.stderr
         return done.stderr

@@ -79,9 +79,8 @@ def train(args: argparse.Namespace) -> int:
         fit(vfm, problem, **config.fit, checkpoint_dir=args.out, resume=args.resume, progress=bar)
         if goes_on:
             write_settings(args.out, config, problem)
-        checked = runs.calibrate_run(
-            args.out, vfm, problem, seed=seed, progress=bar, **config.calibration
-        )
+        sizes = runs.size_of_check(vfm) | config.calibration
+        checked = runs.calibrate_run(args.out, vfm, problem, seed=seed, progress=bar, **sizes)
         runs.report_run(args.out, vfm, problem, checked, seed=seed)
         if args.prior_map:
             prior_map_of_run(args.out, vfm, problem, progress=bar)

@@ -63,10 +63,16 @@ __all__ = [
     "open_calibration",
     "open_run",
     "report_run",
+    "size_of_check",
 ]
 
 CALIBRATION, REPORT = "calibration.nc", "report.html"
 PRIOR, CORRECTED = "prior.safetensors", "calibration_corrected.nc"
+
+
+CHECKS = ((1000, 1000), (500, 500), (400, 250), (300, 200), (200, 100), (100, 50))
+CHECKED_NUMBERS = 2**28
+"""Simulations and draws of a check, and most numbers of its draws where they cost convolutions."""
 
 
 def open_run(
@@ -140,6 +146,16 @@ def check_output(path: str | Path, folder: str | Path, *inputs: str | Path) -> N
     if same_file(path, own):
         raise ValueError(f"'--out' must not be a file of the run '{folder}'; got '{path}'")
     check_writable(path)
+
+
+def size_of_check(vfm: VariationalFlowMap) -> dict[str, int]:
+    """Simulations and draws of the check at the end of a training: the first of :data:`CHECKS`
+    that convolutions on the map's fields make in minutes, the first of all without any."""
+    for num_simulations, num_draws in CHECKS:
+        numbers = num_simulations * num_draws * vfm.whitening.dim
+        if vfm.config.get("network") != "u-net" or numbers <= CHECKED_NUMBERS:
+            break
+    return {"num_simulations": num_simulations, "num_draws": num_draws}
 
 
 def calibrate_run(

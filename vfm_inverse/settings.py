@@ -123,7 +123,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "checkpoint_every": COUNT,
         "log_every": COUNT,
         "validations": COUNT,
-        "num_validation": PAIR,
+        "num_validation": Setting(int, 2, MOST, optional=True),
         "progress": FLAG,
     },
     "objective": {

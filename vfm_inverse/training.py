@@ -49,6 +49,9 @@ COLLAPSED = 3.0
 EARLY = 400
 """Steps that an adapter has, where their number is open, before it is called collapsed."""
 
+SCORED_NUMBERS = 2**21
+"""Numbers in the held-out fields that score the weights of large fields."""
+
 SAVED_EVERY = 60.0
 """Most seconds between two checkpoints."""
 
@@ -76,7 +79,7 @@ def fit(
     checkpoint_every: int = 1000,
     log_every: int = 100,
     validations: int = 4,
-    num_validation: int = 512,
+    num_validation: int | None = None,
     progress: bool = True,
     callbacks: Sequence[Callable[[Row], object]] = (),
 ) -> list[Row]:
@@ -109,7 +112,8 @@ def fit(
         log_every: steps between log rows.
         validations: times the averaged weights are scored during the run, besides the start and
             evenly spaced; where the length is open, three times while it doubles.
-        num_validation: held-out simulations for that.
+        num_validation: held-out simulations for that; 512 by default, and fewer, 32 at least, of
+            fields with more than 4096 numbers.
         progress: show a progress bar.
         callbacks: each is called with every row of the log, a copy, once it is written. What one
             raises ends the training; the run is saved first and can be resumed.
@@ -166,8 +170,11 @@ def train(
     memory = require_batch(objective, problem, batch_size)
     identity = {} if folder is None else identity_of(vfm, problem, given)
 
+    fits = min(512, max(32, SCORED_NUMBERS // vfm.whitening.dim))
+    num_validation = given["num_validation"] or fits
+
     def score(split: Literal["train", "test"] = "test", which: Any = None) -> Tensor:
-        return run.validate(problem, given["num_validation"], seed, split, which)
+        return run.validate(problem, num_validation, seed, split, which)
 
     def save() -> None:
         if folder is not None:

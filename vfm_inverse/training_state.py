@@ -23,6 +23,9 @@ from vfm_inverse.training_plan import FixedPlan, OpenPlan, paired
 
 __all__ = ["Run"]
 
+DRAWS, NUMBERS = 16, 2**21
+"""Draws for each held-out simulation that is scored, and numbers of them at once."""
+
 
 class Run:
     """The state of a run: everything that a resumed one needs.
@@ -110,11 +113,12 @@ class Run:
             x, y, params = problem.simulate(num, split=split)
             _, spread = center_and_spread(x)
             scores = []
-            for rows in torch.arange(num).split(64):
+            at_once = max(1, min(64, NUMBERS // (DRAWS * self.vfm.whitening.dim)))
+            for rows in torch.arange(num).split(at_once):
                 part = {name: value[rows] for name, value in params.items()}
                 condition = self.vfm.condition(y[rows], part)
                 answer = self.vfm.answer(condition, networks)
-                draws = self.vfm.decode(answer.noise.sample((16,)), answer)
+                draws = self.vfm.decode(answer.noise.sample((DRAWS,)), answer)
                 scores.append(energy_score(over(draws, spread), over(x[rows], spread)))
         return torch.cat(scores)
 

@@ -1,8 +1,9 @@
-"""The demo: deblur photographs, with a map trained on the spot.
+"""The demo: deblur photographs, with a map that comes trained and is trained on.
 
 A small setting of the problem ``photo-deblur``. The map is trained on patches of some photographs
 and asked about patches of others, and its draws are compared with those of the classical answer,
 the posterior under a Gaussian prior with the mean and covariance of the same training patches.
+Weights ship with the package, so that the training on the spot is a short continuation.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from xarray import Dataset
 
-from vfm_inverse import problems
+from vfm_inverse import checkpoint, problems
 from vfm_inverse.build import build
 from vfm_inverse.calibration import calibrate
 from vfm_inverse.gallery import posterior_gallery
 from vfm_inverse.labelled import observation_to_xarray, save_netcdf, to_xarray
 from vfm_inverse.plots import coverage_curve, rank_ecdf
+from vfm_inverse.posterior import VariationalFlowMap
 from vfm_inverse.problems.photo_deblur import gaussian_prior_posterior
 from vfm_inverse.randomness import seeded
 from vfm_inverse.runs import calibrate_run, report_run
@@ -42,7 +44,7 @@ def run_demo(
     out: str | Path,
     *,
     size: int = 32,
-    steps: int = 500,
+    steps: int = 100,
     batch_size: int = 64,
     num_shown: int = 4,
     num_draws: int = 200,
@@ -56,7 +58,7 @@ def run_demo(
 
     Args:
         out: folder of the run, made if need be; what an earlier demo left there is replaced.
-        size: pixels along the edge of a patch.
+        size: pixels along the edge of a patch; weights to begin with exist for 32.
         steps, batch_size: length of the training and simulations a step.
         num_shown: held-out observations that are drawn for and pictured.
         num_draws: posterior draws for each observation, pictured or simulated.
@@ -76,23 +78,29 @@ def run_demo(
 
     problem = problems.load("photo-deblur", size=size).to(resolve_device(device))
     say(f"Problem      {size} x {size} patches of photographs, blurred and noisy")
+    known = size == PROBLEM["size"]
     with _timed(seconds, "start"):
-        vfm = build(problem, seed=seed, progress=not quiet).to(problem.device)
-    weights = sum(weight.numel() for weight in vfm.networks.parameters())
-    say(f"Map          {weights:,} weights, Gaussian start in {seconds['start']:.0f} s")
+        vfm = build(problem, seed=SEED if known else seed, progress=not quiet).to(problem.device)
+    before = load_weights(vfm) if known else 0
+    weights = sum(weight.numel() for weight in vfm.flow_map.parameters())
+    say(
+        f"Map          {weights:,} weights after {before} steps, Gaussian start in "
+        f"{seconds['start']:.0f} s"
+    )
     with _timed(seconds, "training"):
         fit(
             vfm,
             problem,
             steps=steps,
             batch_size=batch_size,
+            learning_rate=2e-4 if known else 1e-3,
             seed=seed,
             device=problem.device,
             checkpoint_dir=out,
             num_validation=num_validation,
             progress=not quiet,
         )
-    done = f"{steps} steps of {batch_size} fresh simulations"
+    done = f"{steps}{' more' if known else ''} steps of {batch_size} fresh simulations"
     say(f"Training     {done} in {seconds['training']:.0f} s")
 
     x, y, params = problem.simulate(num_shown, split="test", seed=seed + 1)
@@ -147,6 +155,14 @@ def run_demo(
     say("")
     say(f"Written to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
     return figures
+
+
+def load_weights(vfm: VariationalFlowMap) -> int:
+    """Give a map of :data:`PROBLEM`, built with :data:`SEED`, the weights that ship; returns the
+    steps they were trained for."""
+    weights, header = checkpoint.read(WEIGHTS, "demo")
+    vfm.flow_map.load_state_dict(weights)  # casts
+    return int(header["steps"])
 
 
 def _figures(checked: Dataset, classical: Dataset) -> dict[str, Any]:

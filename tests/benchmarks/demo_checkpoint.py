@@ -2,8 +2,8 @@
 
 Trains the demo's map in the folder RUN (interrupted, it goes on from there) and writes the
 averaged weights, in half precision, to ``vfm_inverse/data/demo.safetensors``. Coordinates and
-start are not in the file: the demo builds them anew from the same seed. ``--write`` only writes
-what RUN has come to.
+start are not in the file: the demo builds them anew from the same seed. The adapter of this map is
+not trained and not in it either. ``--write`` only writes what RUN has come to.
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ from vfm_inverse.training_files import STATE, selected
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(args.threads)
-    problem = problems.load(**PROBLEM)
-    vfm = build(problem, seed=SEED)
     if not args.write:
+        problem = problems.load(**PROBLEM)
         fit(
-            vfm,
+            build(problem, seed=SEED),
             problem,
             steps=args.steps,
             batch_size=args.batch,

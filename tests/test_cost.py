@@ -21,6 +21,7 @@ def test_the_memory_of_a_step_grows_with_the_batch_as_said(
 ) -> None:
     objective, problem = trained
     step = cost.memory_of_step(objective, problem)
+    assert step is not None
     x, y, params = problem.simulate(128, seed=1)
     kept = cost._kept(objective, x, y, params)
     weights = sum(w.numel() * w.element_size() for w in objective.vfm.networks.parameters())
@@ -43,6 +44,7 @@ def test_a_batch_larger_than_the_machine_is_refused_with_one_that_fits(
 ) -> None:
     objective, problem = trained
     step = cost.memory_of_step(objective, problem)
+    assert step is not None
     monkeypatch.setattr(cost, "memory_available", lambda device="cpu": int(step.of(100.5)))
     assert cost.require_batch(objective, problem, 100) == pytest.approx(step.of(100))
     words = r"'batch_size' of 4000 needs about .* of memory and .* are free; take 100 or less"

@@ -314,8 +314,8 @@ def test_training_history_shows_the_held_out_score_with_that_of_the_start(tmp_pa
     score, loss = figure.axes
     titles = [panel.get_title("left") for panel in figure.axes]
     assert titles == ["held-out energy score", "loss"]
-    np.testing.assert_allclose(score.lines[0].get_xydata(), [[0, 0.5], [20, 0.4]])
-    np.testing.assert_allclose(score.lines[1].get_ydata(), 0.5)
+    np.testing.assert_allclose(score.lines[0].get_ydata(), 0.5)
+    np.testing.assert_allclose(score.lines[1].get_xydata(), [[0, 0.5], [20, 0.4]])
     np.testing.assert_allclose(loss.lines[0].get_xdata(), [10, 20, 30])
     picture(figure, tmp_path)
 

@@ -110,7 +110,7 @@ def test_three_variables_in_si_units() -> None:
         mean + spread * torch.randn(2000, 3, 3, 3),
         likelihood=lambda x: Independent(Normal(x[..., :1, :, :], 1.0), 3),
     )
-    vfm = vi.VariationalFlowMap.for_problem(problem, num_simulations=2000, width=16)
+    vfm = vi.VariationalFlowMap.for_problem(problem, width=16)
     draws = vfm(problem.simulate(8, split="test", seed=1)[1]).sample((300,))
     ratio = draws.std(0).mean((0, 2, 3)) / spread.squeeze()
     assert 0.05 < ratio[0] < 0.15

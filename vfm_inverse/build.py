@@ -144,8 +144,8 @@ def build(
         num = affordable(problem, num_simulations)
         x, y, params = problem.simulate(num)
         done("whitening")
-        # A sample that was drawn ten times still is one sample.
-        held = problem.held_fields(num)
+        # Where samples are few for their size, one that was drawn ten times still is one.
+        held = problem.held_fields(min(num, 4 * problem.field_shape.numel()))
         free = x if held is None else held.to(x)
         free = free if problem.transform is None else problem.transform.inv(free)
         if network == "auto":

@@ -76,13 +76,15 @@ def memory_available(device: torch.device | str = "cpu") -> int | None:
     return max(0, min(found)) if found else None
 
 
-def require_batch(objective: Objective, problem: InverseProblem, batch_size: int) -> float:
-    """Bytes that a training step takes.
+def require_batch(objective: Objective, problem: InverseProblem, batch_size: int) -> float | None:
+    """Bytes that a training step takes; None where they cannot be counted.
 
     Raises:
         MemoryError: it takes more than there is; the message has the batch that fits.
     """
     step = memory_of_step(objective, problem)
+    if step is None:
+        return None
     room = (memory_available(problem.device) or 0) - step.fixed
     fits = int(room / step.per_simulation) if step.per_simulation else 0
     remedy = f"take {fits} or less" if fits >= 2 else "take a smaller network or field"
@@ -113,8 +115,9 @@ def require_memory(
         )
 
 
-def memory_of_step(objective: Objective, problem: InverseProblem) -> StepMemory:
-    """Memory of a training step, from steps of four and of eight simulations.
+def memory_of_step(objective: Objective, problem: InverseProblem) -> StepMemory | None:
+    """Memory of a training step, from steps of four and of eight simulations; None where the
+    physics takes derivatives of its own that cannot be counted.
 
     Args:
         objective: what is trained; it is left as it was.
@@ -122,7 +125,12 @@ def memory_of_step(objective: Objective, problem: InverseProblem) -> StepMemory:
     """
     with seeded(0):
         x, y, params = problem.simulate(8, split="test")
-        small, large = (_kept(objective, x[:n], y[:n], params) for n in (4, 8))
+        try:
+            small, large = (_kept(objective, x[:n], y[:n], params) for n in (4, 8))
+        except RuntimeError as error:
+            if "saved tensor hooks" not in str(error):
+                raise
+            return None
     weights = sum(w.numel() * w.element_size() for w in objective.vfm.networks.parameters())
     per_simulation = max(0.0, (large - small) / 4)
     # Gradients, the optimiser's two moments, their temporaries.

@@ -281,10 +281,10 @@ def training_history(history: str | Path | Iterable[Mapping[str, Any]]) -> Figur
         known = ~np.isnan(column)
         at, values = step[known], column[known]
         if name == "validation":
-            panel.plot(at, values, color=BLUE, lw=1.5, marker="o", ms=2.5)
             if len(values) and at[0] == 0:
                 panel.axhline(values[0], color=GREY, lw=1.0, ls=(0, (4, 2)), label="start")
                 panel.legend(loc="best")
+            panel.plot(at, values, color=BLUE, lw=1.5, marker="o", ms=2.5)
         else:
             window = max(1, len(at) // 20)
             around = [values[max(0, i - window) : i + window + 1] for i in range(len(values))]

@@ -36,6 +36,9 @@ WEIGHTS = torch.linspace(-10, 4, 57, dtype=torch.float64).sigmoid()
 FEWEST = 4
 """Samples below which nothing can be left out: only the target counts then."""
 
+FLOOR = 1e-8
+"""Variance that the target has along every direction besides its own: none may be singular."""
+
 MOST_ROWS = 2048
 """Samples that are left out, one at a time; evenly spaced where there are more."""
 
@@ -44,6 +47,7 @@ def shrunk(z: Tensor, target: Tensor) -> Tensor:
     """The correlation ``C(w)`` ``(d, d)`` of samples ``z`` ``(n, d)`` of mean 0 and variance 1,
     with the weight of :func:`shrinkage_weight`."""
     correlation = z.mT @ z / max(len(z) - 1, 1)
+    target = (target + FLOOR * torch.eye(len(target)).to(target)) / (1 + FLOOR)
     w = shrinkage_weight(z, correlation, target)
     return (1 - w) * correlation + w * target
 

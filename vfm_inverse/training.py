@@ -196,7 +196,8 @@ def train(
     if folder is not None and not (given["resume"] and (folder / CONFIG).exists()):
         remember(folder, vfm, problem, identity["settings"])
     steps = plan.steps if isinstance(plan, FixedPlan) else None
-    words, quiet = f"fit ({in_words(memory)} of memory)", not given["progress"]
+    words = "fit" if memory is None else f"fit ({in_words(memory)} of memory)"
+    quiet = not given["progress"]
     bar = tqdm(total=steps, initial=run.step, disable=quiet, desc=words, unit="step")
     names, saved = ("step", *objective.names, *FIGURES), time.monotonic()
     with bar, seeded(seed), csv_log(folder, names, run.history) as write:

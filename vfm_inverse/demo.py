@@ -21,7 +21,7 @@ from xarray import Dataset
 
 from vfm_inverse import checkpoint, problems
 from vfm_inverse.build import build
-from vfm_inverse.calibration import calibrate
+from vfm_inverse.calibration import calibrate, grades
 from vfm_inverse.gallery import posterior_gallery
 from vfm_inverse.labelled import observation_to_xarray, save_netcdf, to_xarray
 from vfm_inverse.plots import coverage_curve, rank_ecdf
@@ -142,6 +142,10 @@ def run_demo(
     )
 
     figures = {**_figures(checked, classical), **{f"{k}_seconds": v for k, v in seconds.items()}}
+    say("What may be trusted")
+    for one in grades(checked):
+        sentence = f"  {one.aspect:<17}{one.grade:<12}{one.size}"
+        say(textwrap.fill(sentence, width=110, subsequent_indent=" " * 31))
     sentence = f"Calibration  {figures['verdict']}: {figures['reason']}"
     say(textwrap.fill(sentence, width=110, subsequent_indent=" " * 13))
     say("")

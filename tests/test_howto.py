@@ -136,4 +136,4 @@ def test_settings_declare_the_problem_and_start_a_run(folder: Path, name: str) -
         problem.observe(truth, seed=0, **params), problem.observe(truth, seed=0, **params)
     )
     if name == "fields_and_stations.md":
-        assert problem.num_prior_samples == 100 and problem.units == "K"
+        assert problem.num_prior_samples() == 100 and problem.units == "K"

@@ -74,7 +74,7 @@ def test_overfitting_is_named_with_the_number_of_samples(tmp_path: Path) -> None
     problem = InverseProblem(
         x, test_prior=held_out, physics=Denoising(GaussianNoise(0.5)), dims=("component",)
     )
-    assert problem.num_prior_samples == 40
+    assert problem.num_prior_samples() == 40
     model = {"width": 64, "depth": 2}
     settings = {"learning_rate": 1e-2, "average_decay": 0.9, "num_validation": 256}
     vfm, summary = trained(problem, tmp_path, 150, model, **settings)
@@ -116,6 +116,6 @@ def test_a_run_without_a_finished_training_has_no_summary(tmp_path: Path) -> Non
 def test_samples_of_a_prior_are_counted() -> None:
     physics = Denoising(GaussianNoise(0.5))
     problem = InverseProblem(torch.randn(50, 3), physics=physics, dims=("component",))
-    assert problem.num_prior_samples == 45
-    assert problem.record(30).num_prior_samples == 27
-    assert problems.load("linear-gaussian").num_prior_samples is None
+    assert problem.num_prior_samples() == 45
+    assert problem.record(30).num_prior_samples() == 27
+    assert problems.load("linear-gaussian").num_prior_samples() is None

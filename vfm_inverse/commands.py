@@ -339,6 +339,10 @@ def conclude(args: argparse.Namespace, checked: Dataset, folder: Path) -> int:
     for one in grades(checked):
         say(f"{one.aspect:<20}{one.grade:<12}{one.size}")
     say(f"{'strict verdict':<20}{result['verdict']:<12}{result['reason']}")
+    fields, num = checked.attrs.get("num_held_out_fields"), checked.attrs["num_simulations"]
+    if fields is not None and fields < num:
+        again = f"{fields} for {num} simulations: they repeat, and the p-values take them for new"
+        say(f"{'held-out fields':<20}{again}")
     crps = [f"{result['crps']:.4g}", state_skill(checked)]
     say(f"{'CRPS':<20}{', '.join(filter(None, crps))}")
     say(f"{'energy score':<20}{result['energy_score']:.4g}")

@@ -197,10 +197,9 @@ class InverseProblem:
         assert self._model.shape is not None  # the constructor learnt it
         return self._model.shape
 
-    @property
-    def num_prior_samples(self) -> int | None:
-        """Samples that training draws from; None where it never sees one twice."""
-        return self._samplers["train"].size
+    def num_prior_samples(self, split: Split = "train") -> int | None:
+        """Samples that a split draws from; None where it never gives one twice."""
+        return self._samplers[split].size
 
     @property
     def dims(self) -> tuple[str, ...]:

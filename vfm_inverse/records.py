@@ -40,17 +40,17 @@ class RecordedProblem(InverseProblem):
         self._problem, self._x, self._y, self._drawn = problem, x, y, params
         return self
 
-    @property
-    def num_prior_samples(self) -> int:
-        """Simulations of the split ``"train"``."""
-        return len(self._x) - len(self._x) // HELD_OUT
+    def num_prior_samples(self, split: Split = "train") -> int:
+        """Simulations of a split."""
+        held_out = len(self._x) // HELD_OUT
+        return len(self._x) - held_out if split == "train" else held_out
 
     def simulate(
         self, num: int, *, split: Split = "train", seed: int | None = None
     ) -> tuple[Tensor, Tensor, Params]:
         """Draw ``(x, y, params)`` from the record; see :meth:`InverseProblem.simulate`."""
         num = check_integer(num, "num", 1)
-        kept = self.num_prior_samples
+        kept = self.num_prior_samples()
         low, high = (0, kept) if split == "train" else (kept, len(self._x))
         with seeded(seed):
             # On the CPU, so that a seed picks the same simulations on every device.

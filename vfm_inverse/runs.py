@@ -194,6 +194,8 @@ def _calibrate(
     checked = calibrate(
         vfm, problem, seed=seed, provenance=provenance, progress=progress, **settings
     )
+    if (fields := problem.num_prior_samples("test")) is not None:
+        checked.attrs["num_held_out_fields"] = fields
     checked.attrs["calibration_card"] = certify(vfm, problem, checked).to_json()
     save_netcdf(checked, folder / CALIBRATION)
     vfm.save(folder / MODEL)

@@ -145,7 +145,7 @@ def _cause(
     """The likely cause of a training that gained nothing, and what to try."""
     start_kept = table["kept_step"] == 0
     if table["overfitted"]:
-        num = problem.num_prior_samples
+        num = problem.num_prior_samples()
         of = "the simulations it is trained on" if num is None else f"its {num} prior samples"
         return (
             f"overfitting: the map fits {of} ever better and held-out ones worse",

@@ -292,6 +292,7 @@ def test_rejection_rate_is_near_nominal() -> None:
     assert 0.08 < np.mean(failed) < 0.31
 
 
+@pytest.mark.slow
 def test_every_family_keeps_its_level() -> None:
     """200 repetitions of exchangeable vectors: the whole verdict, and the density family alone."""
     generator = torch.Generator().manual_seed(8)

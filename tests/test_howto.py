@@ -103,6 +103,7 @@ def test_images_in_python(folder: Path) -> None:
     assert (draws.mean(0) - truth).square().mean() < 0.8 * (y - truth).square().mean()
 
 
+@pytest.mark.slow
 def test_a_prior_larger_than_memory(folder: Path) -> None:
     pytest.importorskip("zarr")
     stored = fields(range(60)).rename(time="sample").rename("fields")

@@ -62,7 +62,10 @@ def test_svi_improves_the_adapter() -> None:
     assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
 
 
-@pytest.mark.parametrize("observation", ["adapter", "context", "both"])
+@pytest.mark.parametrize(
+    "observation",
+    ["adapter", *(pytest.param(name, marks=pytest.mark.slow) for name in ("context", "both"))],
+)
 def test_importance_predictive_and_nuts(observation: str) -> None:
     problem, vfm = built(observation, shift=0.3)
     _, y, _ = problem.simulate(1, seed=1)

@@ -17,6 +17,7 @@ from contextlib import suppress
 from vfm_inverse.arguments import build_parser
 from vfm_inverse.commands import SUBCOMMANDS
 from vfm_inverse.console import one_line, plain_warnings, say
+from vfm_inverse.files import CONFIG
 from vfm_inverse.interruption import Interrupted, going_on, terminable
 
 __all__ = ["main"]
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         where = f": {stop.where}" if isinstance(stop, Interrupted) else ""
         say(f"vfm-inverse: interrupted{where}", sys.stderr)
-        if hasattr(args, "resume") and (args.out / "config.json").is_file():
+        if hasattr(args, "resume") and (args.out / CONFIG).is_file():
             say(f"go on with: {going_on(sys.argv[1:] if argv is None else argv)}", sys.stderr)
         return 130
     except BrokenPipeError:

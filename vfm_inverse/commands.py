@@ -53,9 +53,9 @@ def train(args: argparse.Namespace) -> int:
     from vfm_inverse.build import build
     from vfm_inverse.config_checks import check_config
     from vfm_inverse.corrected_runs import prior_map_of_run
-    from vfm_inverse.files import locked
+    from vfm_inverse.files import CONFIG, locked
     from vfm_inverse.recipes import make_problem
-    from vfm_inverse.run_settings import CONFIG, write_settings
+    from vfm_inverse.run_settings import write_settings
     from vfm_inverse.training import fit
 
     check_config(config)
@@ -321,7 +321,7 @@ def conclude(args: argparse.Namespace, checked: Dataset, folder: Path) -> int:
     from vfm_inverse.calibration.grading import grades
     from vfm_inverse.calibration.verdict import state_skill
 
-    level = checked.coverage_map.sel(level=0.9)
+    given, level = grades(checked), checked.coverage_map.sel(level=0.9)
     result = {
         "verdict": checked.attrs["verdict"],
         "reason": checked.attrs["reason"],
@@ -329,14 +329,14 @@ def conclude(args: argparse.Namespace, checked: Dataset, folder: Path) -> int:
         "crps": float(checked.crps.mean()),
         "energy_score": float(checked.energy_score.mean()),
         "training": Card.from_json(checked.attrs["calibration_card"]).training,
-        "grades": [one._asdict() for one in grades(checked)],
+        "grades": [one._asdict() for one in given],
         "folder": str(folder),
     }
     if args.json:
         return emit(result)
     if result["training"]:
         say(f"{'training':<20}{result['training']}")
-    for one in grades(checked):
+    for one in given:
         say(f"{one.aspect:<20}{one.grade:<12}{one.size}")
     say(f"{'strict verdict':<20}{result['verdict']:<12}{result['reason']}")
     fields, num = checked.attrs.get("num_held_out_fields"), checked.attrs["num_simulations"]

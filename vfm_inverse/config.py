@@ -37,6 +37,7 @@ from typing import Any
 
 __all__ = [
     "DECLARED",
+    "POINTS",
     "Recipe",
     "RunConfig",
     "check_keys",
@@ -49,6 +50,9 @@ SECTIONS = ("problem", "model", "fit", "calibration")
 
 DECLARED = ("prior", "physics", "noise")
 """Tables of a declared problem."""
+
+POINTS = "point-observations"
+"""The operator of stations, whose settings are its own."""
 
 
 @dataclass(frozen=True)

@@ -40,8 +40,8 @@ from torch import Tensor
 
 from vfm_inverse.arrays import real_array
 from vfm_inverse.calls import attempt
-from vfm_inverse.config import DECLARED, check_keys, refuse_unknown
-from vfm_inverse.declared_physics import POINTS, Operator, read_physics
+from vfm_inverse.config import DECLARED, POINTS, check_keys, refuse_unknown
+from vfm_inverse.declared_physics import Operator, read_physics
 from vfm_inverse.declared_prior import read_prior
 from vfm_inverse.noise_laws import noise_law
 from vfm_inverse.problem import InverseProblem

@@ -47,7 +47,7 @@ from torch import Tensor
 
 from vfm_inverse import operators
 from vfm_inverse.calls import attempt
-from vfm_inverse.config import check_keys, refuse_unknown
+from vfm_inverse.config import POINTS, check_keys, refuse_unknown
 from vfm_inverse.labels import AxisLabels
 from vfm_inverse.objects import call_object, import_object
 from vfm_inverse.observation_sources import opened_file
@@ -61,8 +61,6 @@ from vfm_inverse.table_columns import storable
 from vfm_inverse.units import converted
 
 __all__ = ["Operator", "read_physics"]
-
-POINTS = "point-observations"
 
 FILLED = ("img_size", "img_width", "noise_model", "rng")
 """Arguments that are filled in; ``img_size`` may be given too."""

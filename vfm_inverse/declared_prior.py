@@ -37,6 +37,7 @@ from vfm_inverse.labels import AxisLabels
 from vfm_inverse.netcdf_files import FOREIGN
 from vfm_inverse.priors import CHANNEL, SAMPLE, LabelledPrior, Prior
 from vfm_inverse.settings import Setting
+from vfm_inverse.surveys import is_store
 
 __all__ = ["Fields", "read_prior"]
 
@@ -88,7 +89,7 @@ def _paths(path: Any, folder: Path) -> list[Path]:
     if not isinstance(path, str) or not path:
         raise ValueError(f"'path' in [problem.prior] must be a path or a glob; got {path!r}")
     whole = folder / path
-    if whole.is_dir() and not _is_store(whole):
+    if whole.is_dir() and not is_store(whole):
         found = sorted(p for p in whole.iterdir() if p.suffix.lower() in SUFFIXES)
         if not found:
             raise FileNotFoundError(
@@ -100,10 +101,6 @@ def _paths(path: Any, folder: Path) -> list[Path]:
     if not found:
         raise FileNotFoundError(f"'path' in [problem.prior]: there is no '{whole}'")
     return found
-
-
-def _is_store(path: Path) -> bool:
-    return any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zmetadata"))
 
 
 # Pictures ----------------------------------------------------------------------------------------
@@ -227,7 +224,7 @@ def _channels(dataset: xr.Dataset, names: list[str]) -> xr.DataArray:
 
 def _opened(paths: list[Path], sample: str) -> xr.Dataset:
     try:
-        if _is_store(paths[0]) and len(paths) == 1:
+        if is_store(paths[0]) and len(paths) == 1:
             return xr.open_zarr(paths[0], decode_timedelta=False)
         if len(paths) == 1:
             return xr.open_dataset(paths[0], decode_timedelta=False)

@@ -25,6 +25,10 @@ __all__ = ["check_space", "check_writable", "locked", "replacing", "same_file"]
 LOCK = ".lock"
 """File in a folder that a process holds while it works there."""
 
+MODEL, STATE, LOG = "model.safetensors", "training.safetensors", "log.csv"
+CONFIG = "config.json"
+"""What a training writes into the folder of a run."""
+
 FULL = 2**16
 """Free bytes below which a failed writing is put down to a full disk."""
 

@@ -69,7 +69,7 @@ def to_arviz(
     elif problem is not None or y is not None or params is not None:
         raise ValueError("'problem', 'y' and 'params' must not be given with labelled 'draws'")
     field = _equal_weights(draws, seed)
-    groups = {"posterior": _chains(field, int(draws.attrs.get(CHAINS, 1)))}
+    groups: dict[str, Any] = {"posterior": _chains(field, int(draws.attrs.get(CHAINS, 1)))}
     if OBSERVED in draws:
         kept = [name for name in draws.coords if DRAW not in draws[name].dims]
         groups["observed_data"] = draws[[OBSERVED]].assign_coords(draws[kept].coords)

@@ -12,10 +12,8 @@ from typing import Any
 
 import xarray as xr
 
+from vfm_inverse.files import CONFIG, MODEL, STATE
 from vfm_inverse.run_inspection import (
-    CONFIG,
-    MODEL,
-    STATE,
     axis_labels,
     of_checkpoint,
     of_run,
@@ -34,7 +32,7 @@ from vfm_inverse.surveys import (
     sample_dim,
     survey,
 )
-from vfm_inverse.table_columns import LATITUDES, LONGITUDES
+from vfm_inverse.table_columns import is_place
 
 __all__ = ["in_lines", "inspect_path"]
 
@@ -184,8 +182,7 @@ def _of_table(data: xr.Dataset) -> dict[str, Any]:
         low, high = range_of(column.values)
         missing = int(column.isnull().sum())
         role = {value: "the values", error: "standard deviation of the error"}.get(name)
-        folded = name.strip().casefold().removeprefix("station_")
-        role = "place" if folded in {*LATITUDES, *LONGITUDES, "x", "y"} else role
+        role = "place" if is_place(name) else role
         units = column.attrs.get("units")
         about = [f"{words(low)} to {words(high)}", units, role and f"({role})"]
         about.append(f"{missing} missing" if missing else None)

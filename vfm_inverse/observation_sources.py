@@ -26,7 +26,7 @@ from vfm_inverse.image_folders import SUFFIXES, picture
 from vfm_inverse.labels import BATCH, OBSERVED, squeezed
 from vfm_inverse.netcdf_files import FOREIGN, content_holds, unreadable
 from vfm_inverse.priors import unstacked
-from vfm_inverse.table_columns import table_of
+from vfm_inverse.table_columns import read_csv, table_of
 
 if TYPE_CHECKING:
     from vfm_inverse.problem import InverseProblem
@@ -78,7 +78,7 @@ def opened_file(source: str | os.PathLike[str]) -> Iterator[xr.Dataset]:
     if not Path(source).is_file():
         raise FileNotFoundError(f"there is no observation file '{os.fspath(source)}'")
     if (kind := Path(source).suffix.lower()) in (".csv", ".parquet", ".pq"):
-        yield table_of(_read_csv(source) if kind == ".csv" else _read_parquet(source))
+        yield read_csv(source) if kind == ".csv" else table_of(_read_parquet(source))
         return
     try:
         if not content_holds(source):  # an observation may be edited, and a bit may have flipped
@@ -111,18 +111,6 @@ def _read_picture(source: str | os.PathLike[str], problem: InverseProblem) -> np
         return np.load(source)
     except (ValueError, EOFError) as error:
         raise ValueError(f"'{os.fspath(source)}' is not a readable npy file: {error}") from error
-
-
-def _read_csv(source: str | os.PathLike[str]) -> pd.DataFrame:
-    try:
-        return pd.read_csv(source)
-    except PermissionError:
-        raise
-    except (ValueError, OSError, LookupError) as error:  # pandas' own are ValueErrors
-        text = " ".join(str(error).split())[:300]
-        raise ValueError(
-            f"'{os.fspath(source)}' is not a readable table of comma-separated values: {text}"
-        ) from error
 
 
 def _read_parquet(source: str | os.PathLike[str]) -> pd.DataFrame:

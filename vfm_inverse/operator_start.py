@@ -67,9 +67,6 @@ CHUNK = 256
 GRAM_LIMIT = 256
 """Most data for which each observation has its own eigenvalue problem."""
 
-GRAM_NUMBERS = 2**23
-"""Numbers in the operators of the observations that are decomposed at once: bounds memory."""
-
 AVERAGED = 8
 """Draws of the parameters that the Hessian of a large field is averaged over."""
 
@@ -239,11 +236,10 @@ class VaryingOperatorStart(LinearStart):
 
     def forward(self, y: Tensor, params: Mapping[str, Tensor]) -> ContractedNormal:
         """The Gaussian posterior of observations ``(n, *obs)``."""
-        rows = max(1, GRAM_NUMBERS // (self._num_data * self._whitening.dim))
         parts = []
-        for i in range(0, y.shape[0], rows):
-            part = {name: value[i : i + rows] for name, value in params.items()}
-            parts.append(self._posterior(y[i : i + rows], part))
+        for rows in chunks(len(y), self._num_data * self._whitening.dim):
+            part = {name: value[rows] for name, value in params.items()}
+            parts.append(self._posterior(y[rows], part))
         loc, basis, scale = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
         return ContractedNormal(loc, basis, scale, validate_args=False)
 

@@ -15,10 +15,10 @@ import numpy as np
 import xarray as xr
 
 from vfm_inverse.arrays import real_array
-from vfm_inverse.table_columns import LATITUDES, LONGITUDES
+from vfm_inverse.table_columns import LATITUDES, LONGITUDES, folded
 from vfm_inverse.units import converted, duration, same_units
 
-__all__ = ["folded", "meaning", "named", "place_column", "positions"]
+__all__ = ["meaning", "named", "place_column", "positions"]
 
 
 def meaning(name: Hashable, attrs: Mapping[Any, Any]) -> str | None:
@@ -156,11 +156,6 @@ def named(dataset: xr.Dataset, names: Sequence[str]) -> xr.DataArray | None:
             if spelt(name) in known:
                 return dataset[known[spelt(name)]]
     return None
-
-
-def folded(name: object) -> str:
-    """A name in small letters, without white space around it."""
-    return str(name).strip().casefold()
 
 
 def place_column(

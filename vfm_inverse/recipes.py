@@ -19,10 +19,10 @@ from vfm_inverse import checkpoint, problems
 from vfm_inverse.card import CalibrationWarning
 from vfm_inverse.config import Recipe
 from vfm_inverse.declared import declare
+from vfm_inverse.files import CONFIG, MODEL
 from vfm_inverse.objects import call_object, folder_of, import_object
 from vfm_inverse.problem import InverseProblem
-from vfm_inverse.run_settings import CONFIG, changed, read_settings, recipe_in
-from vfm_inverse.training_files import MODEL
+from vfm_inverse.run_settings import changed, read_settings, recipe_in
 
 if TYPE_CHECKING:
     from vfm_inverse.posterior import VariationalFlowMap

@@ -11,20 +11,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vfm_inverse.files import MODEL, STATE
 from vfm_inverse.surveys import plain
 
 __all__ = [
-    "CONFIG",
-    "MODEL",
-    "STATE",
     "axis_labels",
     "of_checkpoint",
     "of_run",
     "parameters",
     "ranges",
 ]
-
-MODEL, STATE, CONFIG = "model.safetensors", "training.safetensors", "config.json"
 
 
 def _header(path: Path) -> tuple[str, dict[str, Any], dict[str, list[int]]]:

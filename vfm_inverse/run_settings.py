@@ -25,15 +25,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vfm_inverse.card import fingerprint, physics_fingerprint
 from vfm_inverse.config import Recipe, RunConfig
-from vfm_inverse.files import replacing
+from vfm_inverse.files import CONFIG, replacing
 
 if TYPE_CHECKING:
     from vfm_inverse.posterior import VariationalFlowMap
     from vfm_inverse.problem import InverseProblem
 
-__all__ = ["CONFIG", "changed", "read_settings", "recipe_in", "remember", "write_settings"]
-
-CONFIG = "config.json"
+__all__ = ["changed", "read_settings", "recipe_in", "remember", "write_settings"]
 
 SAMPLES = 16
 """Prior samples of each split in the fingerprint: few, since they are read whenever a run is

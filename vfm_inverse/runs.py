@@ -34,7 +34,7 @@ from vfm_inverse import checkpoint
 from vfm_inverse.calibration import calibrate
 from vfm_inverse.card import certify
 from vfm_inverse.config import RunConfig
-from vfm_inverse.files import LOCK, check_writable, locked, same_file
+from vfm_inverse.files import CONFIG, LOCK, LOG, MODEL, STATE, check_writable, locked, same_file
 from vfm_inverse.labelled import save_netcdf
 from vfm_inverse.netcdf_files import read_netcdf
 from vfm_inverse.pictures import held_out
@@ -42,9 +42,9 @@ from vfm_inverse.posterior import VariationalFlowMap
 from vfm_inverse.problem import InverseProblem
 from vfm_inverse.recipes import open_folder
 from vfm_inverse.report import write_report
-from vfm_inverse.run_settings import CONFIG, read_settings
+from vfm_inverse.run_settings import read_settings
 from vfm_inverse.settings import check_settings
-from vfm_inverse.training_files import LOG, MODEL, STATE, log_text
+from vfm_inverse.training_files import log_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

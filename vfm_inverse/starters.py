@@ -14,11 +14,10 @@ from typing import Any
 
 import xarray as xr
 
+from vfm_inverse.config import POINTS
 from vfm_inverse.surveys import column_of, fields, is_store, opened, plain, sample_dim, survey
 
 __all__ = ["code", "for_fields", "for_images", "for_problem", "write_starter"]
-
-POINTS = "point-observations"
 
 PATCH = 32
 """Side of a patch, unless pictures are smaller."""

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from vfm_inverse.places import folded, place_column, positions
-from vfm_inverse.table_columns import storable
+from vfm_inverse.places import place_column, positions
+from vfm_inverse.table_columns import folded, storable
 
 if TYPE_CHECKING:
     from vfm_inverse.problem import InverseProblem

@@ -29,10 +29,10 @@ import xarray as xr
 
 from vfm_inverse.arrays import real_array
 from vfm_inverse.labels import BATCH, ERROR_STD, OBSERVED, PARAM, storable_name
-from vfm_inverse.places import folded, meaning, named, place_column, positions
+from vfm_inverse.places import meaning, named, place_column, positions
 from vfm_inverse.station_networks import is_network, places_or_names, row_index
 from vfm_inverse.stations import is_table
-from vfm_inverse.table_columns import storable, storable_attrs
+from vfm_inverse.table_columns import ERRORS, folded, storable, storable_attrs
 from vfm_inverse.units import convertible, duration, same_units
 
 if TYPE_CHECKING:
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 __all__ = ["observed_units", "own_rows", "read_table"]
 
 VALUE = (OBSERVED, "value")
-ERROR = (ERROR_STD, "sigma", "std", "error", "stdev", "uncertainty")
 ROW, STATION = "row_of_observed", "station"
 REFERENCES = ("ancillary_variables", "bounds", "coordinates", "grid_mapping")
 """Attributes that name other variables."""
@@ -117,7 +116,7 @@ def read_table(dataset: xr.Dataset, problem: InverseProblem) -> xr.Dataset:
         coords = np.where(padding[..., None], 0.0, np.stack(places, -1))
         variables[PARAM + "coords"] = ((BATCH, "coords_0", "coords_1"), coords, {})
     variables[OBSERVED] = (dims, column(values), about)
-    error = named(table, ERROR)
+    error = named(table, ERRORS)
     if error is not None:
         numbers = _numbers(error, problem, f"'{error.name}'", difference=True)
         about = {} if error.dtype.kind == "m" else error.attrs
@@ -238,7 +237,7 @@ def _value(dataset: xr.Dataset, problem: InverseProblem) -> xr.DataArray | None:
     left = [
         name
         for name, column in dataset.data_vars.items()
-        if str(name) not in taken and folded(name) not in (*ERROR, "crs")
+        if str(name) not in taken and folded(name) not in (*ERRORS, "crs")
         if meaning(name, column.attrs) is None and not str(name).startswith(PARAM)
         if column.dtype.kind in "fiumc" and not str(name).endswith(("_bnds", "_bounds"))
         if not str(column.attrs.get("standard_name", "")).endswith("status_flag")

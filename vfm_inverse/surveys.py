@@ -12,7 +12,7 @@ import pandas as pd
 import xarray as xr
 
 from vfm_inverse.netcdf_files import FOREIGN, unreadable
-from vfm_inverse.table_columns import LATITUDES, LONGITUDES, table_of
+from vfm_inverse.table_columns import ERRORS, folded, is_place, read_csv
 
 __all__ = [
     "axis",
@@ -32,8 +32,6 @@ COUNTING = ("sample", "time", "member", "realization", "ensemble", "number", "dr
 LOOKED_AT = 2**24
 """Numbers of a variable that are read: all of a small one, samples in even steps of a large."""
 
-ERRORS = ("error_std", "sigma", "std", "error", "uncertainty")
-
 
 @contextmanager
 def opened(path: str | Path) -> Iterator[xr.Dataset]:
@@ -47,16 +45,7 @@ def opened(path: str | Path) -> Iterator[xr.Dataset]:
     if not path.exists():
         raise FileNotFoundError(f"there is no '{path}'")
     if path.suffix.lower() == ".csv":
-        try:
-            frame = pd.read_csv(path)
-        except PermissionError:
-            raise
-        except (ValueError, OSError, LookupError) as error:
-            text = " ".join(str(error).split())[:300]
-            raise ValueError(
-                f"'{path}' is not a readable table of comma-separated values: {text}"
-            ) from error
-        yield table_of(frame)
+        yield read_csv(path)
         return
     zarr = is_store(path)
     engine: Any = "zarr" if zarr else "netcdf4"
@@ -96,20 +85,18 @@ def column_of(data: xr.Dataset, what: str) -> str | None:
         data: the table.
         what: which of them.
     """
-    folded = {str(name).strip().casefold(): str(name) for name in reversed(list(data.variables))}
-    places = {*LATITUDES, *LONGITUDES, "x", "y"}
-    places |= {f"station_{name}" for name in places}
+    names = {folded(name): str(name) for name in reversed(list(data.variables))}
     if what == "place":
-        return next((folded[name] for name in folded if name in places), None)
+        return next((name for key, name in names.items() if is_place(key)), None)
     if what == "error":
-        return next((folded[name] for name in ERRORS if name in folded), None)
-    for name in ("observed", "value"):
-        if name in folded:
-            return folded[name]
+        return next((names[key] for key in ERRORS if key in names), None)
+    for key in ("observed", "value"):
+        if key in names:
+            return names[key]
     left = [
         name
-        for key, name in folded.items()
-        if key not in places and key not in ERRORS and data[name].dtype.kind in "fiu"
+        for key, name in names.items()
+        if not is_place(key) and key not in ERRORS and data[name].dtype.kind in "fiu"
     ]
     return left[0] if len(left) == 1 else None
 

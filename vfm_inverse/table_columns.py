@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,13 +10,45 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-__all__ = ["storable", "storable_attrs", "table_of"]
+__all__ = ["folded", "is_place", "read_csv", "storable", "storable_attrs", "table_of"]
 
 LATITUDES = ("lat", "latitude", "lats", "latitudes", "nav_lat")
 LONGITUDES = ("lon", "longitude", "lons", "longitudes", "long", "lng", "nav_lon")
 """What columns of places are called, in small letters."""
 
+ERRORS = ("error_std", "sigma", "std", "error", "stdev", "uncertainty")
+"""What columns of standard deviations are called, the likeliest first."""
+
 NUMBERS = ("floating", "integer", "mixed-integer-float", "decimal", "boolean")
+
+
+def folded(name: object) -> str:
+    """A name in small letters, without white space around it."""
+    return str(name).strip().casefold()
+
+
+def is_place(name: object) -> bool:
+    """Whether a column is called as one of places."""
+    return folded(name).removeprefix("station_") in {*LATITUDES, *LONGITUDES, "x", "y"}
+
+
+def read_csv(path: str | os.PathLike[str]) -> xr.Dataset:
+    """A table of comma-separated values, see :func:`table_of`.
+
+    Raises:
+        OSError: it may not be opened.
+        ValueError: it cannot be read.
+    """
+    try:
+        frame = pd.read_csv(path)
+    except PermissionError:
+        raise
+    except (ValueError, OSError, LookupError) as error:  # pandas' own are ValueErrors
+        text = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"'{os.fspath(path)}' is not a readable table of comma-separated values: {text}"
+        ) from error
+    return table_of(frame)
 
 
 def table_of(frame: pd.DataFrame) -> xr.Dataset:

@@ -26,15 +26,15 @@ from vfm_inverse.card import problem_fingerprint
 from vfm_inverse.checks import resolve_device
 from vfm_inverse.config import check_keys
 from vfm_inverse.cost import in_words, require_batch
-from vfm_inverse.files import locked
+from vfm_inverse.files import CONFIG, MODEL, STATE, locked
 from vfm_inverse.interruption import Interrupted, held_back
 from vfm_inverse.objective import PRESETS, Objective
 from vfm_inverse.posterior import VariationalFlowMap
 from vfm_inverse.problem import InverseProblem
 from vfm_inverse.randomness import reseed, seeded
-from vfm_inverse.run_settings import CONFIG, remember
+from vfm_inverse.run_settings import remember
 from vfm_inverse.settings import brief, check_settings
-from vfm_inverse.training_files import FIGURES, MODEL, STATE, Row, csv_log
+from vfm_inverse.training_files import FIGURES, Row, csv_log
 from vfm_inverse.training_plan import FixedPlan, OpenPlan
 from vfm_inverse.training_state import Run
 from vfm_inverse.training_summary import summarise

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vfm_inverse import checkpoint
-from vfm_inverse.files import replacing
+from vfm_inverse.files import LOG, STATE, replacing
 
 if TYPE_CHECKING:
     from vfm_inverse.posterior import VariationalFlowMap
@@ -29,8 +29,6 @@ __all__ = [
     "same_start",
     "selected",
 ]
-
-MODEL, STATE, LOG = "model.safetensors", "training.safetensors", "log.csv"
 
 FIGURES = ("validation", "learning_rate", "seconds")
 """Columns of a log besides loss terms and health figures."""

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from vfm_inverse import checkpoint
+from vfm_inverse.files import STATE
 from vfm_inverse.objective import Objective
 from vfm_inverse.posterior import Networks, VariationalFlowMap
 from vfm_inverse.problem import InverseProblem
 from vfm_inverse.randomness import seeded
 from vfm_inverse.scaling import center_and_spread, over
 from vfm_inverse.scores import energy_score
-from vfm_inverse.training_files import STATE, Row, prefixed, read_state, same_start, selected
+from vfm_inverse.training_files import Row, prefixed, read_state, same_start, selected
 from vfm_inverse.training_plan import FixedPlan, OpenPlan, paired
 
 __all__ = ["Run"]

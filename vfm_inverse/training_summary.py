@@ -10,14 +10,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from deepinv.physics import GaussianNoise, LinearPhysics
 from torch import Tensor
 
 from vfm_inverse import checkpoint
+from vfm_inverse.build import is_ordered
+from vfm_inverse.files import STATE
 from vfm_inverse.posterior import Networks, VariationalFlowMap
 from vfm_inverse.problem import InverseProblem
-from vfm_inverse.training_files import STATE
 from vfm_inverse.training_plan import OpenPlan, doubling, paired
 from vfm_inverse.training_state import Run
 
@@ -200,6 +200,4 @@ def _is_signal(problem: InverseProblem) -> bool:
     """Whether the field is a vector whose neighbours go together."""
     if len(problem.field_shape) != 1 or problem.field_shape.numel() < SIGNAL:
         return False
-    x = problem.sample_prior(256, split="test", seed=0).double()
-    x = (x - x.mean(0)) / x.std(0).clamp_min(1e-12)
-    return bool(torch.mean(x[:, 1:] * x[:, :-1]) > 0.5)
+    return is_ordered(problem.sample_prior(256, split="test", seed=0))

@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 DEMO_OUT ?= runs/demo
 PYTEST_ARGS ?=
+# A process a core, up to four: each takes 1 to 3 GB.
+PYTEST_WORKERS ?= -n auto --maxprocesses 4 --dist worksteal
 
 BIN := $(VENV)/bin
 
@@ -25,7 +27,7 @@ demo: $(VENV)/.installed-photos
 	$(BIN)/vfm-inverse demo --out $(DEMO_OUT)
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PYTEST_WORKERS) $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

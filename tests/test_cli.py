@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import shutil
 import subprocess
 import sys
@@ -117,6 +118,16 @@ def test_an_unknown_subcommand_exits_with_2(capsys: pytest.CaptureFixture[str]) 
 
 
 # What the subcommands do ------------------------------------------------------------------------
+
+
+def test_the_package_is_a_program(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["vfm_inverse", "--version"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module("vfm_inverse", run_name="__main__", alter_sys=True)
+    assert stop.value.code == 0
+    assert capsys.readouterr().out.startswith("vfm-inverse ")
 
 
 def test_problems_lists_them_all(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,7 @@
 """Forward operators of the sciences: deepinv ``Physics`` with exact adjoints and derivatives.
 
 Forward- and reverse-mode derivatives and ``vmap`` go through all of them, and
-:func:`~vfm_inverse.operators.verify.verify` certifies them and yours.
+:func:`~vfm_inverse.operators.verification.verify.verify` certifies them and yours.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from vfm_inverse.operators.observation import MatrixObservations, PointObservati
 from vfm_inverse.operators.rays import StraightRays
 from vfm_inverse.operators.seismogram import Seismogram, ricker
 from vfm_inverse.operators.spectral import KuramotoSivashinsky, Vorticity
-from vfm_inverse.operators.verify import Verification, verify
+from vfm_inverse.operators.verification.verify import Verification, verify
 from vfm_inverse.operators.waves import FullWaveform
 
 __all__ = [

@@ -29,7 +29,7 @@ class AutogradAdjoint(LinearPhysics):
         img_size: shape of one field; that of ``physics`` by default.
 
     Parameters of a call go to ``physics``. Whether ``A`` is linear is for
-    :func:`~vfm_inverse.operators.verify.verify` to say.
+    :func:`~vfm_inverse.operators.verification.verify.verify` to say.
 
     Raises:
         ValueError: ``img_size`` is missing and ``physics`` has none.

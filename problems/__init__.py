@@ -11,9 +11,9 @@ from typing import Any, get_type_hints
 import numpy as np
 from torch import Tensor
 
-from vfm_inverse.calls import raised_here
-from vfm_inverse.checks import check_setting, shorten
-from vfm_inverse.problem import InverseProblem
+from vfm_inverse.problem.inverse_problem import InverseProblem
+from vfm_inverse.runtime.calls import raised_here
+from vfm_inverse.runtime.values import check_setting, shorten
 
 __all__ = ["available", "load"]
 

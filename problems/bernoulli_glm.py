@@ -29,7 +29,7 @@ from pyro.distributions import MultivariateNormal, TorchDistribution, constraint
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from vfm_inverse.problem import InverseProblem
+from vfm_inverse.problem.inverse_problem import InverseProblem
 
 __all__ = ["SpikeSum", "draw_design", "filter_prior", "make"]
 

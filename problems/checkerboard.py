@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.special import log_ndtr, ndtri
 
 from vfm_inverse.operators import MatrixObservations
-from vfm_inverse.problem import InverseProblem
-from vfm_inverse.problems.noise_levels import Sigma, noise_level
+from vfm_inverse.problem.inverse_problem import InverseProblem
+from vfm_inverse.problems.shared.noise_levels import Sigma, noise_level
 
 __all__ = ["CheckerboardPosterior", "make", "on_board", "sample_board"]
 

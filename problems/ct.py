@@ -26,11 +26,11 @@ import torch
 from deepinv.physics import GaussianNoise, Tomography
 from torch import Tensor
 
-from vfm_inverse.problem import InverseProblem
-from vfm_inverse.problems.gaussian_prior import gaussian_prior_posterior
-from vfm_inverse.problems.noise_levels import Sigma, noise_level
-from vfm_inverse.problems.phantoms import draw_phantoms
-from vfm_inverse.problems.photographs import draw_patches, photograph
+from vfm_inverse.problem.inverse_problem import InverseProblem
+from vfm_inverse.problems.shared.gaussian_prior import gaussian_prior_posterior
+from vfm_inverse.problems.shared.noise_levels import Sigma, noise_level
+from vfm_inverse.problems.shared.phantoms import draw_phantoms
+from vfm_inverse.problems.shared.photographs import draw_patches, photograph
 
 __all__ = ["ParallelBeam", "gaussian_prior_posterior", "make"]
 

@@ -18,10 +18,10 @@ from deepinv.physics import GaussianNoise
 from torch import Tensor
 
 from vfm_inverse.operators import Darcy
-from vfm_inverse.problem import InverseProblem
+from vfm_inverse.problem.inverse_problem import InverseProblem
+from vfm_inverse.problem.random_fields import MaternField, expansion, karhunen_loeve, level_sets
 from vfm_inverse.problems.gaussian_field import station_labels, stations
-from vfm_inverse.problems.noise_levels import Sigma, noise_level
-from vfm_inverse.random_fields import MaternField, expansion, karhunen_loeve, level_sets
+from vfm_inverse.problems.shared.noise_levels import Sigma, noise_level
 
 __all__ = ["make"]
 

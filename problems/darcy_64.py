@@ -26,7 +26,7 @@ from deepinv.physics import GaussianNoise
 from pyro.distributions import Normal
 
 from vfm_inverse.operators import Darcy
-from vfm_inverse.problem import InverseProblem
+from vfm_inverse.problem.inverse_problem import InverseProblem
 
 __all__ = ["make", "paper_truth"]
 

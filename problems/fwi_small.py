@@ -18,15 +18,16 @@ The waves are those of the library deepwave: ``pip install 'vfm-inverse[waves]'`
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from deepinv.physics import GaussianNoise
 
 from vfm_inverse.operators import FullWaveform
-from vfm_inverse.problem import InverseProblem
-from vfm_inverse.problems.noise_levels import Sigma, noise_level
-from vfm_inverse.random_fields import MaternField
+from vfm_inverse.problem.inverse_problem import InverseProblem
+from vfm_inverse.problems.shared.boreholes import DOWN, log_velocity
+from vfm_inverse.problems.shared.noise_levels import Sigma, noise_level
 
 __all__ = ["make"]
 
@@ -73,17 +74,7 @@ def make(
             f"got {num_shots}, {num_receivers}, {side}, {velocity} and {frequency}"
         )
     spacing, fastest = side / (size - 1), velocity * math.exp(FASTEST * std)
-    delay = 1.2 / frequency  # of the wavelet's peak; it lasts twice as long
-    sampling = (2 * delay + side / (0.75 * velocity)) / num_times
-    if sampling > 0.25 / frequency:
-        raise ValueError(
-            f"'num_times' must be at least {math.ceil(4 * frequency * sampling * num_times)} to "
-            f"resolve a wavelet of {frequency} Hz; got {num_times}"
-        )
-    every = math.ceil(sampling * math.sqrt(2) * fastest / (COURANT * spacing))
-    dt = sampling / every
-    phase = (math.pi * frequency * (dt * torch.arange(num_times * every) - delay)).square()
-    wavelet = (1 - 2 * phase) * torch.exp(-phase)
+    record = _record(num_times, frequency, side / (0.75 * velocity), fastest, spacing)
     shots, receivers = _along(num_shots, size), _along(num_receivers, size)
     level, params = noise_level(sigma)
     shape = (1, size, size)
@@ -93,37 +84,59 @@ def make(
             shape,
             torch.stack([shots, torch.zeros_like(shots)], -1),
             torch.stack([receivers, torch.full_like(receivers, size - 1)], -1),
-            amplitude * wavelet,
+            amplitude * record.wavelet,
             spacing,
-            dt,
+            record.dt,
             fastest,
             noise_model=GaussianNoise(level),
-            every=every,
+            every=record.every,
             pml_width=PML_WIDTH,
         )
 
     with torch.no_grad():
         homogeneous = waves(1.0).A(torch.full((1, *shape), math.log(velocity)))
-    axis, depth = side * np.linspace(0, 1, size), {"units": "m", "positive": "down"}
+    axis = side * np.linspace(0, 1, size)
     return InverseProblem(
-        prior=MaternField((size, size), nu, length_scale, std, mean=math.log(velocity)),
+        **log_velocity(axis, velocity, std, nu, length_scale, "m/s"),
         physics=waves(1 / float(homogeneous.square().mean().sqrt())),
         params=params,
-        dims=("z", "x"),
-        coords={
-            "z": ("z", axis, {**depth, "axis": "Z"}),
-            "x": ("x", axis, {"units": "m", "axis": "X"}),
-        },
-        units="1",
-        long_name="log-velocity, ln(v / (m/s))",
         obs_dims=("shot", "receiver", "time"),
         obs_coords={
-            "shot_z": ("shot", axis[shots], depth),
-            "receiver_z": ("receiver", axis[receivers], depth),
-            "time": ("time", sampling * np.arange(num_times), {"units": "s"}),
+            "shot_z": ("shot", axis[shots], DOWN),
+            "receiver_z": ("receiver", axis[receivers], DOWN),
+            "time": ("time", record.sampling * np.arange(num_times), {"units": "s"}),
         },
         obs_units="1",
     )
+
+
+class _Record(NamedTuple):
+    """Seismograms in time, in seconds."""
+
+    sampling: float
+    every: int
+    """Steps of the waves between two samples."""
+    dt: float
+    wavelet: torch.Tensor
+    """``(num_times * every,)``, one value a step, with a peak of 1."""
+
+
+def _record(
+    num_times: int, frequency: float, crossing: float, fastest: float, spacing: float
+) -> _Record:
+    """Record a Ricker wavelet until a wave that takes ``crossing`` has passed, in steps that are
+    stable for the ``fastest`` waves on a grid of this ``spacing``."""
+    delay = 1.2 / frequency  # of the wavelet's peak; it lasts twice as long
+    sampling = (2 * delay + crossing) / num_times
+    if sampling > 0.25 / frequency:
+        raise ValueError(
+            f"'num_times' must be at least {math.ceil(4 * frequency * sampling * num_times)} to "
+            f"resolve a wavelet of {frequency} Hz; got {num_times}"
+        )
+    every = math.ceil(sampling * math.sqrt(2) * fastest / (COURANT * spacing))
+    dt = sampling / every
+    phase = (math.pi * frequency * (dt * torch.arange(num_times * every) - delay)).square()
+    return _Record(sampling, every, dt, (1 - 2 * phase) * torch.exp(-phase))
 
 
 def _along(num: int, size: int) -> torch.Tensor:

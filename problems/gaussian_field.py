@@ -21,11 +21,11 @@ from pyro.distributions.transforms import ReshapeTransform
 from torch import Tensor
 
 from vfm_inverse.operators import PointObservations
-from vfm_inverse.problem import InverseProblem
-from vfm_inverse.problems.conjugate import ConjugateGaussian
-from vfm_inverse.problems.kriging import KrigingNormal
-from vfm_inverse.problems.noise_levels import Sigma, noise_level
-from vfm_inverse.random_fields import matern_covariance
+from vfm_inverse.problem.inverse_problem import InverseProblem
+from vfm_inverse.problem.random_fields import matern_covariance
+from vfm_inverse.problems.shared.conjugate import ConjugateGaussian
+from vfm_inverse.problems.shared.kriging import KrigingNormal
+from vfm_inverse.problems.shared.noise_levels import Sigma, noise_level
 
 __all__ = ["draw_networks", "make", "station_labels", "stations"]
 

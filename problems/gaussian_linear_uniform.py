@@ -12,8 +12,8 @@ from __future__ import annotations
 from pyro.distributions import Normal, TorchDistribution
 from torch import Tensor
 
-from vfm_inverse.problem import InverseProblem
-from vfm_inverse.problems.boxes import TruncatedNormal, uniform_box
+from vfm_inverse.problem.inverse_problem import InverseProblem
+from vfm_inverse.problems.shared.boxes import TruncatedNormal, uniform_box
 
 __all__ = ["cut_normal", "make", "normal"]
 

@@ -15,8 +15,8 @@ from __future__ import annotations
 from pyro.distributions import Categorical, MixtureSameFamily, Normal, TorchDistribution
 from torch import Tensor
 
-from vfm_inverse.problem import InverseProblem
-from vfm_inverse.problems.boxes import TruncatedNormal, uniform_box
+from vfm_inverse.problem.inverse_problem import InverseProblem
+from vfm_inverse.problems.shared.boxes import TruncatedNormal, uniform_box
 
 __all__ = ["cut_mixture", "make", "two_widths"]
 

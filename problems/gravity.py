@@ -15,9 +15,13 @@ from collections.abc import Sequence
 from deepinv.physics import GaussianNoise
 
 from vfm_inverse.operators import GravityAnomaly
-from vfm_inverse.problem import InverseProblem
-from vfm_inverse.problems.linear_field import cell_axis, cell_covariance, linear_field_problem
-from vfm_inverse.problems.noise_levels import Sigma, noise_level
+from vfm_inverse.problem.inverse_problem import InverseProblem
+from vfm_inverse.problems.shared.linear_field import (
+    cell_axis,
+    cell_covariance,
+    linear_field_problem,
+)
+from vfm_inverse.problems.shared.noise_levels import Sigma, noise_level
 
 __all__ = ["make"]
 

@@ -17,10 +17,14 @@ import numpy as np
 from deepinv.physics import GaussianNoise
 
 from vfm_inverse.operators import HeatEquation, PointObservations
-from vfm_inverse.problem import InverseProblem
+from vfm_inverse.problem.inverse_problem import InverseProblem
 from vfm_inverse.problems.gaussian_field import stations
-from vfm_inverse.problems.linear_field import cell_axis, cell_covariance, linear_field_problem
-from vfm_inverse.problems.noise_levels import Sigma, noise_level
+from vfm_inverse.problems.shared.linear_field import (
+    cell_axis,
+    cell_covariance,
+    linear_field_problem,
+)
+from vfm_inverse.problems.shared.noise_levels import Sigma, noise_level
 
 __all__ = ["make"]
 

@@ -13,10 +13,10 @@ from pyro.distributions import MultivariateNormal, TransformedDistribution
 from pyro.distributions.transforms import ExpTransform, ReshapeTransform
 
 from vfm_inverse.operators import PointObservations
-from vfm_inverse.problem import InverseProblem
+from vfm_inverse.problem.inverse_problem import InverseProblem
+from vfm_inverse.problem.random_fields import matern_covariance
 from vfm_inverse.problems.gaussian_field import station_labels, stations
-from vfm_inverse.problems.noise_levels import Sigma, noise_level
-from vfm_inverse.random_fields import matern_covariance
+from vfm_inverse.problems.shared.noise_levels import Sigma, noise_level
 
 __all__ = ["make"]
 

@@ -17,8 +17,8 @@ from deepinv.physics import GaussianNoise
 from torch import Tensor
 
 from vfm_inverse.operators import Lorenz96, Trajectory
-from vfm_inverse.problem import InverseProblem
-from vfm_inverse.problems.noise_levels import Sigma, noise_level
+from vfm_inverse.problem.inverse_problem import InverseProblem
+from vfm_inverse.problems.shared.noise_levels import Sigma, noise_level
 
 __all__ = ["make"]
 

@@ -25,10 +25,10 @@ import torch
 from deepinv.physics import MRI, GaussianNoise
 from torch import Tensor
 
-from vfm_inverse.problem import InverseProblem
-from vfm_inverse.problems.noise_levels import Sigma, noise_level
-from vfm_inverse.problems.phantoms import draw_phantoms, pixel_grid
-from vfm_inverse.problems.photographs import draw_patches, photograph
+from vfm_inverse.problem.inverse_problem import InverseProblem
+from vfm_inverse.problems.shared.noise_levels import Sigma, noise_level
+from vfm_inverse.problems.shared.phantoms import draw_phantoms, pixel_grid
+from vfm_inverse.problems.shared.photographs import draw_patches, photograph
 
 __all__ = ["draw_lines", "make"]
 

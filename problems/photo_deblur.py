@@ -15,11 +15,11 @@ from functools import partial
 from deepinv.physics import Blur, GaussianNoise
 from deepinv.physics.functional import gaussian_blur
 
-from vfm_inverse.bounded import SoftBox
-from vfm_inverse.problem import InverseProblem
-from vfm_inverse.problems.gaussian_prior import gaussian_prior_posterior
-from vfm_inverse.problems.noise_levels import Sigma, noise_level
-from vfm_inverse.problems.photographs import draw_patches, photograph
+from vfm_inverse.problem.bounded import SoftBox
+from vfm_inverse.problem.inverse_problem import InverseProblem
+from vfm_inverse.problems.shared.gaussian_prior import gaussian_prior_posterior
+from vfm_inverse.problems.shared.noise_levels import Sigma, noise_level
+from vfm_inverse.problems.shared.photographs import draw_patches, photograph
 
 __all__ = ["gaussian_prior_posterior", "make"]
 

@@ -16,9 +16,9 @@ from pyro.distributions import MultivariateNormal
 from torch import Tensor
 
 from vfm_inverse.operators import MatrixObservations
-from vfm_inverse.problem import InverseProblem
-from vfm_inverse.problems.conjugate import ConjugateGaussian
-from vfm_inverse.problems.noise_levels import Sigma, noise_level
+from vfm_inverse.problem.inverse_problem import InverseProblem
+from vfm_inverse.problems.shared.conjugate import ConjugateGaussian
+from vfm_inverse.problems.shared.noise_levels import Sigma, noise_level
 
 __all__ = ["make"]
 

@@ -22,9 +22,9 @@ from deepinv.physics import GaussianNoise
 from torch import Tensor
 
 from vfm_inverse.operators import Seismogram, ricker
-from vfm_inverse.problem import InverseProblem
-from vfm_inverse.problems.linear_field import linear_field_problem
-from vfm_inverse.problems.noise_levels import Sigma, noise_level
+from vfm_inverse.problem.inverse_problem import InverseProblem
+from vfm_inverse.problems.shared.linear_field import linear_field_problem
+from vfm_inverse.problems.shared.noise_levels import Sigma, noise_level
 
 __all__ = ["make"]
 

@@ -20,8 +20,8 @@ from pyro.distributions import MultivariateNormal, TorchDistribution, Transforme
 from pyro.distributions.transforms import ReshapeTransform
 from torch import Tensor
 
-from vfm_inverse.problem import InverseProblem
-from vfm_inverse.problems.boxes import uniform_box
+from vfm_inverse.problem.inverse_problem import InverseProblem
+from vfm_inverse.problems.shared.boxes import uniform_box
 
 __all__ = ["four_points", "make"]
 

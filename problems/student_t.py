@@ -27,9 +27,9 @@ from torch import Tensor
 from torch.distributions import Transform
 
 from vfm_inverse.operators import MatrixObservations
-from vfm_inverse.problem import InverseProblem
-from vfm_inverse.problems.noise_levels import Sigma, noise_level
-from vfm_inverse.randomness import seeded
+from vfm_inverse.problem.inverse_problem import InverseProblem
+from vfm_inverse.problems.shared.noise_levels import Sigma, noise_level
+from vfm_inverse.runtime.randomness import seeded
 
 __all__ = ["Rotation", "gibbs", "make"]
 

@@ -8,16 +8,14 @@ behind fast ones. The eikonal equation is that of Rawlinson, Pozgay and Fishwick
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 from deepinv.physics import GaussianNoise
 
 from vfm_inverse.operators import FirstArrivals
-from vfm_inverse.problem import InverseProblem
-from vfm_inverse.problems.noise_levels import Sigma, noise_level
-from vfm_inverse.random_fields import MaternField
+from vfm_inverse.problem.inverse_problem import InverseProblem
+from vfm_inverse.problems.shared.boreholes import log_velocity
+from vfm_inverse.problems.shared.noise_levels import Sigma, noise_level
 
 __all__ = ["make"]
 
@@ -59,7 +57,7 @@ def make(
     axis = side * np.linspace(0, 1, size)
     meters = side * depth.numpy().astype(float)
     return InverseProblem(
-        prior=MaternField((size, size), nu, length_scale, std, mean=math.log(velocity)),
+        **log_velocity(axis, velocity, std, nu, length_scale, "m/ms"),
         physics=FirstArrivals(
             (1, size, size),
             sources,
@@ -68,13 +66,6 @@ def make(
             noise_model=GaussianNoise(level),
         ),
         params=params,
-        dims=("z", "x"),
-        coords={
-            "z": ("z", axis, {"units": "m", "axis": "Z", "positive": "down"}),
-            "x": ("x", axis, {"units": "m", "axis": "X"}),
-        },
-        units="1",
-        long_name="log-velocity, ln(v / (m/ms))",
         obs_dims=("ray",),
         obs_coords={
             "ray": np.arange(num_points**2),

@@ -27,8 +27,8 @@ import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
-from vfm_inverse.problem import InverseProblem
-from vfm_inverse.problems.boxes import TruncatedNormal, uniform_box
+from vfm_inverse.problem.inverse_problem import InverseProblem
+from vfm_inverse.problems.shared.boxes import TruncatedNormal, uniform_box
 
 __all__ = ["Crescent", "TwoMoonsPosterior", "make"]
 

@@ -8,20 +8,13 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from vfm_inverse.adapter import (
-    FAMILIES,
-    Contraction,
-    NoiseAdapter,
-    Spline,
-    standard_normal,
-    standardize,
-    unstandardize,
-)
-from vfm_inverse.encoders import FieldEncoder, VectorEncoder
-from vfm_inverse.gaussian import ContractedNormal
+from vfm_inverse.flow.adapter import FAMILIES, NoiseAdapter, Spline
+from vfm_inverse.gaussian.frames import standardize, unstandardize
+from vfm_inverse.gaussian.normals import ContractedNormal, standard_normal
+from vfm_inverse.networks.encoders import FieldEncoder, VectorEncoder
 
 DIM, WIDTH = 2, 8
-PLAIN = sorted(FAMILIES)
+PLAIN = sorted(FAMILIES.keys() - {"contraction"})
 ALL = ["contraction", *PLAIN, *(f"{name} stacked" for name in PLAIN)]
 
 
@@ -35,7 +28,7 @@ def adapter(name: str) -> tuple[NoiseAdapter, ContractedNormal | None]:
     """An adapter, and the start that it is given."""
     torch.manual_seed(0)
     kind = name.removesuffix(" stacked")
-    family = Contraction(1) if kind == "contraction" else FAMILIES[kind](DIM)
+    family = FAMILIES[kind](DIM, 1) if kind == "contraction" else FAMILIES[kind](DIM)
     encoder = VectorEncoder(WIDTH, WIDTH)
     return NoiseAdapter(encoder, family), start() if name not in PLAIN else None
 
@@ -173,7 +166,7 @@ def test_field_encoder_takes_any_grid(shape: tuple[int, ...]) -> None:
 def test_a_spline_of_a_large_field_acts_on_informed_directions_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("vfm_inverse.adapter.SPLINE_LIMIT", 4)
+    monkeypatch.setattr("vfm_inverse.flow.adapter.SPLINE_LIMIT", 4)
     torch.manual_seed(0)
     basis = torch.linalg.qr(torch.randn(6, 3))[0]
     scale = torch.tensor([0.9, 0.1, 0.5]).expand(3, -1)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import xarray as xr
 
-from vfm_inverse.arrays import floating_type, real_array, real_tensor
+from vfm_inverse.runtime.arrays import floating_type, real_array, real_tensor
 
 NUMBERS = np.arange(6.0).reshape(2, 3)
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from vfm_inverse import operators
-from vfm_inverse.likelihood import Likelihood
 from vfm_inverse.operators import (
     AdvectionDiffusion,
     Darcy,
@@ -21,6 +20,7 @@ from vfm_inverse.operators import (
     StraightRays,
     Trajectory,
 )
+from vfm_inverse.problem.likelihood import Likelihood
 
 EXAMPLES = {name: (physics, x) for name, physics, x in operators.examples()}
 CORNERS = torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.5, 0.5], [0.5, 0.5]])

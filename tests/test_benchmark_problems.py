@@ -16,9 +16,9 @@ from torch.distributions import Distribution, MultivariateNormal, biject_to
 
 from tests.benchmarks import c2st
 from vfm_inverse import problems
-from vfm_inverse.problem import InverseProblem
+from vfm_inverse.problem.inverse_problem import InverseProblem
 from vfm_inverse.problems import bernoulli_glm, student_t
-from vfm_inverse.problems.boxes import TruncatedNormal, uniform_box
+from vfm_inverse.problems.shared.boxes import TruncatedNormal, uniform_box
 from vfm_inverse.problems.slcp import four_points
 from vfm_inverse.problems.two_moons import Crescent, TwoMoonsPosterior
 
@@ -45,8 +45,8 @@ def likelihood(problem: InverseProblem, x: Tensor) -> Distribution:
 
 
 def prior_of(problem: InverseProblem) -> Distribution:
-    assert isinstance(problem._prior, Distribution)
-    return problem._prior
+    assert isinstance(problem._splits.prior, Distribution)
+    return problem._splits.prior
 
 
 def reference(problem: InverseProblem, y: Tensor) -> Distribution:

@@ -19,8 +19,8 @@ from torch.distributions import Categorical, Independent, MultivariateNormal, No
 
 import vfm_inverse as vi
 from vfm_inverse import correction, problems
-from vfm_inverse.card import CalibrationWarning
 from vfm_inverse.problem import InverseProblem, SimulationWarning
+from vfm_inverse.runtime.warnings import CalibrationWarning
 
 SMALL = {"num_simulations": 200, "width": 8, "depth": 1, "seed": 0}
 LAW = MultivariateNormal(torch.zeros(3), torch.eye(3))

@@ -39,12 +39,12 @@ from torch.distributions.transforms import (
 )
 
 import vfm_inverse as vi
-from vfm_inverse.bounded import Box, SoftBox
-from vfm_inverse.problem import InverseProblem
-from vfm_inverse.random_fields import MaternField
-from vfm_inverse.streaming import sample_to_netcdf
-from vfm_inverse.supports import support_of, transform_of
-from vfm_inverse.whitening import DenseWhitening
+from vfm_inverse.gaussian.whitening import DenseWhitening
+from vfm_inverse.labelled.blocks import sample_to_netcdf
+from vfm_inverse.problem.bounded import Box, SoftBox
+from vfm_inverse.problem.inverse_problem import InverseProblem
+from vfm_inverse.problem.random_fields import MaternField
+from vfm_inverse.problem.supports import support_of, transform_of
 
 
 def uniform(dim: int = 2, low: float = -1.0, high: float = 3.0) -> Independent:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.func import hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 from vfm_inverse.operators import NumpyPhysics, ScipyPhysics, simpeg_physics, verify
-from vfm_inverse.problem import InverseProblem
+from vfm_inverse.problem.inverse_problem import InverseProblem
 
 RNG = np.random.default_rng(0)
 MIX = RNG.normal(size=(3, 4))

@@ -16,11 +16,11 @@ from scipy import stats
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
-from vfm_inverse import ranks
 from vfm_inverse.calibration import calibrate, from_draws, merge, simulations
-from vfm_inverse.quantities import default_quantities
-from vfm_inverse.randomness import seeded
-from vfm_inverse.tally import ExactSum
+from vfm_inverse.calibration.tally import ExactSum
+from vfm_inverse.runtime.randomness import seeded
+from vfm_inverse.statistics import ranks
+from vfm_inverse.statistics.quantities import default_quantities
 
 
 def gaussian_problem(

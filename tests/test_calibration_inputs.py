@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vfm_inverse import report as pages
-from vfm_inverse import scores
 from vfm_inverse.calibration import from_draws
-from vfm_inverse.local_tests import local_c2st
-from vfm_inverse.quantities import channel_units, default_quantities, evaluate
-from vfm_inverse.tarp import tarp
+from vfm_inverse.report import page as pages
+from vfm_inverse.statistics import scores
+from vfm_inverse.statistics.joint_coverage import tarp
+from vfm_inverse.statistics.local_c2st import local_c2st
+from vfm_inverse.statistics.quantities import channel_units, default_quantities, evaluate
 
 FREE = (
     "ranks",

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
 from vfm_inverse.calibration import calibrate, merge, posterior_sbc, simulations
-from vfm_inverse.calibration.parts import read_part
+from vfm_inverse.calibration.shards import read_part
 from vfm_inverse.problem import InverseProblem, SimulationWarning
 
 KILLS = int(os.environ.get("KILLS", "10"))
@@ -257,7 +257,7 @@ import numpy as np, torch
 from pathlib import Path
 from tests.test_calibration_runs import exact, problem
 from vfm_inverse.calibration import calibrate, simulations
-from vfm_inverse.calibration.parts import read_part
+from vfm_inverse.calibration.shards import read_part
 
 path, kills = Path(sys.argv[1]), int(sys.argv[2])
 simulations.SAVE_SECONDS = 0.0

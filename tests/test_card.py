@@ -14,18 +14,13 @@ from deepinv.physics import Denoising, GaussianNoise, Inpainting
 import vfm_inverse as vi
 from vfm_inverse import calibration, problems
 from vfm_inverse.calibration import grades
-from vfm_inverse.card import (
-    CalibrationWarning,
-    Card,
-    certify,
-    data_fingerprint,
-    physics_fingerprint,
-    standing,
-    weights_fingerprint,
-)
-from vfm_inverse.labelled import save_netcdf
-from vfm_inverse.posterior import VariationalFlowMap
-from vfm_inverse.problem import InverseProblem
+from vfm_inverse.calibration.certification import certify
+from vfm_inverse.labelled.write import save_netcdf
+from vfm_inverse.posterior.card import Card
+from vfm_inverse.posterior.variational import VariationalFlowMap
+from vfm_inverse.problem.fingerprints import data_fingerprint, physics_fingerprint
+from vfm_inverse.problem.inverse_problem import InverseProblem
+from vfm_inverse.runtime.warnings import CalibrationWarning
 
 SMALL = {"width": 8, "depth": 1, "num_simulations": 500}
 
@@ -46,9 +41,9 @@ def checked(
 
 def test_the_card_says_what_was_checked_and_how() -> None:
     vfm, problem, report = checked()
-    assert vfm.card is None and standing(vfm)[0] == "uncertified"
+    assert vfm.card is None and vfm.standing()[0] == "uncertified"
     card = certify(vfm, problem, report)
-    assert vfm.card is card and standing(vfm) == ("pass", report.attrs["reason"])
+    assert vfm.card is card and vfm.standing() == ("pass", report.attrs["reason"])
     assert (card.verdict, card.num_simulations, card.num_draws) == ("pass", 200, 99)
     assert (card.seed, card.split, card.alpha) == (3, "test", 0.05)
     assert card.problem == "linear-gaussian" and card.physics == problem.describe_physics()
@@ -71,7 +66,7 @@ def test_trained_on_after_its_calibration_a_map_is_uncertified(tmp_path: Path) -
     certify(vfm, problem, report)
     with torch.no_grad():
         next(iter(vfm.networks.parameters())).add_(1e-3)
-    assert standing(vfm) == (
+    assert vfm.standing() == (
         "uncertified",
         "its weights changed after its calibration was checked",
     )
@@ -85,9 +80,9 @@ def test_trained_on_after_its_calibration_a_map_is_uncertified(tmp_path: Path) -
 
 def test_the_number_of_steps_is_part_of_the_weights() -> None:
     vfm, _, _ = checked()
-    before = weights_fingerprint(vfm)
+    before = vfm.weights_fingerprint()
     vfm.steps = 4
-    assert weights_fingerprint(vfm) != before
+    assert vfm.weights_fingerprint() != before
 
 
 def test_loading_warns_of_what_is_not_certified(tmp_path: Path) -> None:
@@ -176,7 +171,7 @@ def test_files_of_draws_hold_the_card(tmp_path: Path) -> None:
     after = attrs()
     assert after["calibration_verdict"] == "pass"
     assert after["calibration_reason"] == report.attrs["reason"]
-    assert after["weights_sha256"] == weights_fingerprint(vfm)
+    assert after["weights_sha256"] == vfm.weights_fingerprint()
     assert Card.from_json(str(after["calibration_card"])) == vfm.card
     assert json.loads(str(after["calibration_card"]))["num_simulations"] == 200
 

@@ -13,10 +13,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import vfm_inverse as vi
-from vfm_inverse import checkpoint, problems
-from vfm_inverse.card import CalibrationWarning
-from vfm_inverse.problem import InverseProblem
-from vfm_inverse.whitening import Whitening
+from vfm_inverse import problems
+from vfm_inverse.gaussian.whitening import Whitening
+from vfm_inverse.problem.inverse_problem import InverseProblem
+from vfm_inverse.runtime import storage
+from vfm_inverse.runtime.warnings import CalibrationWarning
 
 CASES = {
     "contraction on a vector": ("linear-gaussian", {}, {}),
@@ -157,7 +158,7 @@ def test_truncated_foreign_and_other_versions_are_refused(tmp_path: Path) -> Non
     )
     with pytest.raises(ValueError, match="has checkpoint format 0"):
         vi.load(tmp_path / "old.safetensors")
-    checkpoint.write(tmp_path / "state.safetensors", {"w": torch.ones(2)}, "training", {})
+    storage.write(tmp_path / "state.safetensors", {"w": torch.ones(2)}, "training", {})
     with pytest.raises(ValueError, match="must hold a 'model' checkpoint; got 'training'"):
         vi.load(tmp_path / "state.safetensors")
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):
@@ -176,7 +177,7 @@ def test_killed_in_the_middle_of_a_save_the_old_one_survives(
         Path(target).write_bytes(b"half a file")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint, "save_file", half)
+    monkeypatch.setattr(storage, "save_file", half)
     with pytest.raises(KeyboardInterrupt):
         vfm.save(path)
     assert path.read_bytes() == before

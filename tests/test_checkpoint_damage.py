@@ -15,11 +15,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import vfm_inverse as vi
-from vfm_inverse import checkpoint, problems
-from vfm_inverse.allocation import bounded_allocation
+from vfm_inverse import problems
 from vfm_inverse.calibration import calibrate
-from vfm_inverse.card import Card, certify
-from vfm_inverse.runs import open_run
+from vfm_inverse.calibration.certification import certify
+from vfm_inverse.posterior.card import Card
+from vfm_inverse.runs.folder import open_run
+from vfm_inverse.runtime import storage
+from vfm_inverse.runtime.allocation import bounded_allocation
 
 Metadata = dict[str, str]
 
@@ -51,7 +53,7 @@ def forged(saved: Path, target: Path, sealed: bool = True, **changes: Any) -> No
     metadata["header"] = json.dumps(header)
     del metadata["sha256"]
     if sealed:
-        metadata["sha256"] = checkpoint.checksum(metadata, tensors)
+        metadata["sha256"] = storage.checksum(metadata, tensors)
     else:
         metadata["format"] = "vfm_inverse/2"
     save_file(tensors, target, metadata)
@@ -168,7 +170,7 @@ def test_json_that_nests_without_end(saved: Path, tmp_path: Path) -> None:
     tensors, metadata = opened(saved)
     for text in ("[" * 100_000, '{"a":' * 100_000, "nope", "[]", "3", "null"):
         metadata |= {"header": text}
-        metadata["sha256"] = checkpoint.checksum(
+        metadata["sha256"] = storage.checksum(
             {k: v for k, v in metadata.items() if k != "sha256"}, tensors
         )
         save_file(tensors, tmp_path / "deep.safetensors", metadata)
@@ -209,6 +211,6 @@ def test_a_training_state_of_another_map_is_refused(saved: Path, tmp_path: Path)
     path = tmp_path / "training.safetensors"
     quick = {"steps": 2, "batch_size": 8, "num_validation": 8, "progress": False, "device": "cpu"}
     for header in ({}, {"step": "x", "history": 3, "kept_step": 1}):
-        checkpoint.write(path, {"scores": torch.zeros(3)}, "training", header)
+        storage.write(path, {"scores": torch.zeros(3)}, "training", header)
         with pytest.raises(ValueError, match="training.safetensors' is no training state of"):
             vi.fit(vfm, problem, resume=True, checkpoint_dir=tmp_path, **quick)

@@ -15,12 +15,12 @@ import torch
 import xarray as xr
 
 from vfm_inverse import problems
-from vfm_inverse.arguments import build_parser
-from vfm_inverse.card import Card
-from vfm_inverse.cli import main
-from vfm_inverse.commands import SUBCOMMANDS, settings_of
-from vfm_inverse.config import RunConfig, check_keys, read_config
-from vfm_inverse.runs import open_run
+from vfm_inverse.cli.arguments import build_parser
+from vfm_inverse.cli.commands import SUBCOMMANDS, settings_of
+from vfm_inverse.cli.program import main
+from vfm_inverse.posterior.card import Card
+from vfm_inverse.runs.folder import open_run
+from vfm_inverse.runtime.config import RunConfig, check_keys, read_config
 
 SETTINGS = """
 [problem]
@@ -88,7 +88,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *command: str | Path) -> str:
 
 def test_help_does_not_wait_for_torch() -> None:
     code = (
-        "import sys\nfrom vfm_inverse.cli import main\n"
+        "import sys\nfrom vfm_inverse.cli.program import main\n"
         "try:\n    main(['--help'])\nexcept SystemExit as end:\n    assert end.code == 0\n"
         "assert not {'torch', 'deepinv', 'numpy', 'xarray'} & set(sys.modules)"
     )
@@ -97,10 +97,7 @@ def test_help_does_not_wait_for_torch() -> None:
     assert "calibrate" in done.stdout
 
 
-@pytest.mark.parametrize(
-    "command",
-    ["problems", "inspect", "train", "sample", "calibrate", "report", "verify", "demo"],
-)
+@pytest.mark.parametrize("command", SUBCOMMANDS)
 def test_every_subcommand_has_help_and_json(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -415,7 +412,7 @@ def test_diverged_training_exits_with_1(
     def diverge(*args: object, **kwargs: object) -> None:
         raise FloatingPointError("loss term 'flow' is not finite at step 3")
 
-    monkeypatch.setattr("vfm_inverse.training.Run.advance", diverge)
+    monkeypatch.setattr("vfm_inverse.training.loop.TrainingState.advance", diverge)
     assert main(["train", str(settings), "--out", str(tmp_path / "run"), "--json"]) == 1
     assert "loss term 'flow' is not finite" in capsys.readouterr().err
 

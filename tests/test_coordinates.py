@@ -12,8 +12,8 @@ import pytest
 import torch
 import xarray as xr
 
-from vfm_inverse.labelled import load_observation, observation_to_xarray, save_netcdf
-from vfm_inverse.problem import InverseProblem
+from vfm_inverse.labelled.write import load_observation, observation_to_xarray, save_netcdf
+from vfm_inverse.problem.inverse_problem import InverseProblem
 
 VALUES = np.arange(12.0).reshape(3, 4)
 DAYS = pd.date_range("2020-01-01", periods=3).values

@@ -13,7 +13,6 @@ from torch.distributions import Independent, Normal, Uniform
 
 import vfm_inverse as vi
 from vfm_inverse import calibration, correction, problems
-from vfm_inverse.correction.ensemble import systematic
 from vfm_inverse.correction.hamiltonian import restart
 from vfm_inverse.correction.importance import smooth
 from vfm_inverse.correction.ladder import stages_needed
@@ -22,8 +21,9 @@ from vfm_inverse.correction.recalibration import Tempered
 from vfm_inverse.correction.stein import stein_test
 from vfm_inverse.correction.target import Target
 from vfm_inverse.correction.tempering import next_rise, split_rhat
-from vfm_inverse.posterior import VariationalFlowMap
-from vfm_inverse.problem import InverseProblem
+from vfm_inverse.posterior.ensemble import systematic
+from vfm_inverse.posterior.variational import VariationalFlowMap
+from vfm_inverse.problem.inverse_problem import InverseProblem
 
 MODES = ["adapter", "context", "both"]
 

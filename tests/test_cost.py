@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import vfm_inverse as vi
-from vfm_inverse import cost, problems
-from vfm_inverse.objective import Objective
+from vfm_inverse import problems
+from vfm_inverse.training import cost
+from vfm_inverse.training.objective import Objective
 
 
 @pytest.fixture(scope="module")

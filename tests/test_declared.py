@@ -15,17 +15,17 @@ import torch
 import xarray as xr
 from deepinv.physics import Blur, Inpainting, PoissonNoise, Tomography
 
-from vfm_inverse import declared_prior
-from vfm_inverse.cli import main
-from vfm_inverse.config import Recipe, read_config
-from vfm_inverse.declared import declare
-from vfm_inverse.declared_prior import read_prior
-from vfm_inverse.image_folders import Pictures
-from vfm_inverse.labelled import load_observation
-from vfm_inverse.observations import read_observation
-from vfm_inverse.problem import InverseProblem
-from vfm_inverse.recipes import make_problem
-from vfm_inverse.run_settings import read_settings
+from vfm_inverse.cli.program import main
+from vfm_inverse.declared import prior as declared_prior
+from vfm_inverse.declared.prior import read_prior
+from vfm_inverse.declared.problem import declare
+from vfm_inverse.formats.image_folders import Pictures
+from vfm_inverse.labelled.read import read_observation
+from vfm_inverse.labelled.write import load_observation
+from vfm_inverse.problem.inverse_problem import InverseProblem
+from vfm_inverse.runs.recipes import make_problem
+from vfm_inverse.runtime.config import Recipe, read_config
+from vfm_inverse.training.run_settings import read_settings
 
 NUM, LAT, LON = 60, np.linspace(60.0, 40.0, 6), np.linspace(-10.0, 11.0, 8)
 GAUSSIAN = {"model": "gaussian", "sigma": 0.2}
@@ -426,7 +426,7 @@ def test_a_declared_problem_trains_and_answers(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     if kind == "images":  # the other kind has its report written, which takes most of the time
-        monkeypatch.setattr("vfm_inverse.runs.report_run", lambda *args, **kwargs: None)
+        monkeypatch.setattr("vfm_inverse.runs.folder.report_run", lambda *args, **kwargs: None)
     settings = files / f"{kind}.toml"
     settings.write_text((CLIMATE_SETTINGS if kind == "climate" else IMAGE_SETTINGS) + SIZES)
     run = tmp_path / "run"
@@ -447,7 +447,7 @@ def test_a_declared_problem_trains_and_answers(
 
 
 # As the installed program runs: without the current folder among its modules.
-PROGRAM = "import sys; from vfm_inverse.cli import main; sys.exit(main())"
+PROGRAM = "import sys; from vfm_inverse.cli.program import main; sys.exit(main())"
 
 
 @pytest.mark.slow
@@ -460,7 +460,12 @@ def test_every_command_in_a_process_of_its_own(kind: str, files: Path, tmp_path:
     def shell(*command: str) -> subprocess.CompletedProcess[str]:
         words = [sys.executable, "-P", "-c", PROGRAM, *command]
         return subprocess.run(
-            words, cwd=tmp_path, capture_output=True, text=True, env=os.environ, check=False
+            words,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            check=False,
         )
 
     obs, draw = str(observation(kind, tmp_path)), ["--out", "post.nc"]

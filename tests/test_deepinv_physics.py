@@ -15,8 +15,8 @@ from deepinv.physics import GaussianNoise, Physics
 from deepinv.physics.functional.blur import gaussian_blur
 from torch import Tensor
 
-from vfm_inverse.likelihood import Likelihood
 from vfm_inverse.operators import AutogradAdjoint, verify
+from vfm_inverse.problem.likelihood import Likelihood
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "operators.md"
 S = (1, 8, 8)

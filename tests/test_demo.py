@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from vfm_inverse import problems
-from vfm_inverse.build import build
-from vfm_inverse.demo import PROBLEM, SEED, WEIGHTS, load_weights, run_demo
-from vfm_inverse.scores import crps, energy_score
+from vfm_inverse.cli.demo import PROBLEM, SEED, WEIGHTS, load_weights, run_demo
+from vfm_inverse.posterior.variational import VariationalFlowMap
+from vfm_inverse.statistics.scores import crps, energy_score
 
 pytest.importorskip("skimage")
 
@@ -18,7 +18,7 @@ pytest.importorskip("skimage")
 def test_the_weights_that_ship_beat_the_start() -> None:
     assert WEIGHTS.stat().st_size <= 5_000_000
     problem = problems.load(**PROBLEM)
-    vfm = build(problem, seed=SEED)
+    vfm = VariationalFlowMap.for_problem(problem, seed=SEED)
     x, y, params = problem.simulate(64, split="test", seed=5)
     scores = []
     for trained in (False, True):

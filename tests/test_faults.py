@@ -23,9 +23,13 @@ import pytest
 import torch
 
 import vfm_inverse as vi
-from vfm_inverse import checkpoint, cli, problems, runs, training
-from vfm_inverse.labelled import load_observation, observation_to_xarray, save_netcdf
-from vfm_inverse.netcdf_files import read_netcdf
+from vfm_inverse import problems
+from vfm_inverse.cli import program as cli
+from vfm_inverse.formats.netcdf_files import read_netcdf
+from vfm_inverse.labelled.write import load_observation, observation_to_xarray, save_netcdf
+from vfm_inverse.runs import folder as runs
+from vfm_inverse.runtime import storage
+from vfm_inverse.training import loop as training
 
 KILLS = int(os.environ.get("KILLS", "6"))
 FLIPS = int(os.environ.get("FLIPS", "40"))
@@ -174,7 +178,7 @@ def test_a_stopped_training_goes_on_to_the_same_bits(
         # A child is in nobody's hands until its command has begun.
         assert code in ((-number,) if number == signal.SIGKILL else (130, 97, -number))
         if (run / "training.safetensors").exists():
-            header = checkpoint.read(run / "training.safetensors", "training")[1]
+            header = storage.read(run / "training.safetensors", "training")[1]
             with open(run / "log.csv", newline="") as file:
                 done = max(float(row["seconds"]) for row in csv.DictReader(file))
             resumed += header["step"] > 0

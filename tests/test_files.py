@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from vfm_inverse import files
-from vfm_inverse.files import check_space, locked, replacing, same_file
+from vfm_inverse.runtime import files
+from vfm_inverse.runtime.files import check_space, locked, replacing, same_file
 
 
 def put(path: Path | str, content: str = "new") -> None:
@@ -92,7 +92,7 @@ def test_an_error_leaves_the_old_file_and_nothing_else(name: str, tmp_path: Path
 
 def test_what_a_killed_process_left_goes_with_the_next_writing(tmp_path: Path) -> None:
     code = (
-        "import os, signal, sys\nfrom vfm_inverse.files import replacing\n"
+        "import os, signal, sys\nfrom vfm_inverse.runtime.files import replacing\n"
         "with replacing(sys.argv[1]) as temporary:\n    temporary.write_text('half')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)"
     )
@@ -177,7 +177,7 @@ def test_the_same_file_by_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 HOLD = (
-    "import os, signal, sys\nfrom vfm_inverse.files import locked\n"
+    "import os, signal, sys\nfrom vfm_inverse.runtime.files import locked\n"
     "with locked(sys.argv[1]):\n    print('held', flush=True)\n    sys.stdin.read()"
 )
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from vfm_inverse.fill_values import decoded
-from vfm_inverse.priors import LabelledPrior
-from vfm_inverse.problem import InverseProblem
+from vfm_inverse.formats.fill_values import decoded
+from vfm_inverse.problem.inverse_problem import InverseProblem
+from vfm_inverse.problem.priors import LabelledPrior
 
 VALUES = np.arange(6.0)
 FILL = netCDF4.default_fillvals["f4"]

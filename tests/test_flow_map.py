@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vfm_inverse.couplings import adapter_coupling, minibatch_ot
-from vfm_inverse.flow_losses import FLOW_LOSSES, diagonal, interpolate, sample_times
-from vfm_inverse.flow_map import FlowMap
-from vfm_inverse.gaussian import ContractedNormal
-from vfm_inverse.networks import MLP, UNet
+from vfm_inverse.flow.couplings import COUPLINGS
+from vfm_inverse.flow.flow_map import FlowMap
+from vfm_inverse.flow.losses import FLOW_LOSSES, diagonal, interpolate, sample_times
+from vfm_inverse.gaussian.normals import ContractedNormal
+from vfm_inverse.networks.layers import MLP, UNet
 
 
 def networks() -> dict[str, tuple[nn.Module, Tensor | None]]:
@@ -212,11 +212,22 @@ def test_times_cover_both_ends() -> None:
     assert (s == 1).any()
 
 
+@pytest.mark.parametrize("name", sorted(COUPLINGS))
+def test_a_coupling_gives_each_datum_noise_that_came(name: str) -> None:
+    """Rows of the noise or of the adapter's draws, and nothing in between."""
+    torch.manual_seed(8)
+    x0, noise, drawn = torch.randn(3, 64, 5, dtype=torch.float64)
+    paired = COUPLINGS[name](x0, noise, lambda: drawn, 0.5)
+    assert paired.shape == x0.shape and paired.dtype == x0.dtype
+    came = torch.cat([noise, drawn])
+    assert (paired[:, None] == came).all(-1).any(1).all()
+
+
 def test_optimal_transport_permutes_the_noise() -> None:
     torch.manual_seed(6)
     x0 = torch.randn(512, 3) + 2
     free = torch.randn(512, 3)
-    paired = minibatch_ot(x0, free)
+    paired = COUPLINGS["minibatch-ot"](x0, free, torch.Tensor, 0.5)
     # A permutation: the same rows in another order.
     torch.testing.assert_close(paired.sort(0).values, free.sort(0).values, rtol=0, atol=0)
     assert (x0 - paired).square().sum(1).mean() < 0.85 * (x0 - free).square().sum(1).mean()
@@ -229,7 +240,8 @@ def test_optimal_transport_permutes_the_noise() -> None:
 def test_adapter_coupling_takes_its_share() -> None:
     torch.manual_seed(7)
     z = torch.full((4000, 2), 100.0)
-    drawn = adapter_coupling(torch.zeros(4000, 2), z, 0.3)
+    zeros = torch.zeros(4000, 2)
+    drawn = COUPLINGS["adapter"](zeros, zeros, lambda: z, 0.3)
     assert abs(float((drawn[:, 0] == 100).float().mean()) - 0.3) < 0.03
 
 

@@ -25,7 +25,8 @@ import xarray as xr
 from torch.distributions import Independent, MultivariateNormal, Normal
 
 import vfm_inverse as vi
-from vfm_inverse import calibration, correction, labelled, operators, problems
+from vfm_inverse import calibration, correction, operators, problems
+from vfm_inverse.labelled import write as labelled
 
 INPUTS = int(os.environ.get("FUZZ_INPUTS", "5000"))
 SECONDS = 30

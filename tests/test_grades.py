@@ -15,8 +15,8 @@ from torch import Tensor
 
 from vfm_inverse.calibration import from_draws, grades
 from vfm_inverse.calibration.grading import SHARE
-from vfm_inverse.meanings import MEANINGS, describe, family, unit_of
-from vfm_inverse.quantities import default_quantities
+from vfm_inverse.statistics.meanings import MEANINGS, describe, family, unit_of
+from vfm_inverse.statistics.quantities import default_quantities
 
 NUM, DRAWS, SIDE, NOISE = 1000, 29, 8, 0.7
 

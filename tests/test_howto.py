@@ -14,8 +14,8 @@ import torch
 import xarray as xr
 from matplotlib.image import imsave
 
-from vfm_inverse.config import read_config
-from vfm_inverse.declared import declare
+from vfm_inverse.declared.problem import declare
+from vfm_inverse.runtime.config import read_config
 
 PAGES = Path(__file__).resolve().parents[1] / "docs" / "howto"
 NAMES = ("Denver", "Ottawa", "Monterrey")

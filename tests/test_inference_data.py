@@ -10,9 +10,10 @@ import torch
 import xarray as xr
 
 import vfm_inverse as vi
-from vfm_inverse import correction, inference_data, problems
-from vfm_inverse.correction.ensemble import Ensemble
-from vfm_inverse.problem import InverseProblem
+from vfm_inverse import correction, problems
+from vfm_inverse.labelled import arviz as inference_data
+from vfm_inverse.posterior.ensemble import Ensemble
+from vfm_inverse.problem.inverse_problem import InverseProblem
 
 
 @pytest.fixture

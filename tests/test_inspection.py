@@ -14,9 +14,9 @@ import pytest
 import xarray as xr
 
 from vfm_inverse import problems
-from vfm_inverse.cli import main
-from vfm_inverse.inspection import in_lines, inspect_path
-from vfm_inverse.labelled import observation_to_xarray, save_netcdf
+from vfm_inverse.cli.program import main
+from vfm_inverse.labelled.write import observation_to_xarray, save_netcdf
+from vfm_inverse.runs.inspection import in_lines, inspect_path
 
 SETTINGS = """
 [problem]
@@ -88,7 +88,7 @@ def test_a_run_tells_labels_card_range_cost_and_files(home: Path) -> None:
 
 
 def test_the_weights_are_counted(home: Path) -> None:
-    from vfm_inverse.checkpoint import read
+    from vfm_inverse.runtime.storage import read
 
     path = home / "run" / "model.safetensors"
     weights = sum(value.numel() for value in read(path, "model")[0].values())
@@ -107,11 +107,12 @@ def test_an_interrupted_run_says_how_to_go_on(home: Path, tmp_path: Path) -> Non
 
 
 def test_a_run_that_cannot_be_opened_still_tells_what_it_can(home: Path, tmp_path: Path) -> None:
-    from vfm_inverse import checkpoint
 
-    tensors, header = checkpoint.read(home / "run" / "model.safetensors", "model")
+    from vfm_inverse.runtime import storage
+
+    tensors, header = storage.read(home / "run" / "model.safetensors", "model")
     header["config"]["problem"] = {"name": None, "kwargs": {}}
-    checkpoint.write(tmp_path / "model.safetensors", tensors, "model", header)
+    storage.write(tmp_path / "model.safetensors", tensors, "model", header)
     found = inspect_path(tmp_path)
     assert "problem of your own" in found["cannot_be_opened"]
     assert found["problem"] == "of your own()"
@@ -136,7 +137,7 @@ def test_fields_tell_what_counts_samples_and_what_is_missing(name: str, home: Pa
 
 
 def test_large_fields_are_looked_at_in_part(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vfm_inverse.surveys.LOOKED_AT", 120)
+    monkeypatch.setattr("vfm_inverse.formats.surveys.LOOKED_AT", 120)
     found = inspect_path(home / "fields.nc")
     assert found["tas"]["looked_at"] == 10
     assert found["samples"].startswith("48 ")
@@ -222,7 +223,7 @@ def test_the_command_line_prints_lines_or_json(
 
 def test_data_files_do_not_wait_for_torch(home: Path) -> None:
     code = (
-        "import sys\nfrom vfm_inverse.cli import main\n"
+        "import sys\nfrom vfm_inverse.cli.program import main\n"
         "for name in sys.argv[1:]:\n    assert main(['inspect', name]) == 0\n"
         "assert 'torch' not in sys.modules"
     )

@@ -14,12 +14,14 @@ import pytest
 import torch
 
 import vfm_inverse as vi
-from vfm_inverse import checkpoint, problems, training
-from vfm_inverse.cli import main
-from vfm_inverse.interruption import Interrupted, going_on
-from vfm_inverse.problem import InverseProblem
-from vfm_inverse.training import fit
-from vfm_inverse.training_state import Run
+from vfm_inverse import problems
+from vfm_inverse.cli.program import main
+from vfm_inverse.problem.inverse_problem import InverseProblem
+from vfm_inverse.runtime import storage
+from vfm_inverse.runtime.interruption import Interrupted, going_on
+from vfm_inverse.training import loop as training
+from vfm_inverse.training.loop import fit
+from vfm_inverse.training.state import TrainingState
 
 QUICK: dict[str, Any] = {"steps": 30, "batch_size": 16, "num_validation": 16, "log_every": 5}
 QUICK |= {"progress": False, "device": "cpu"}
@@ -60,7 +62,7 @@ def test_a_signal_ends_a_training_that_resumes_to_the_same_bits(
     with pytest.raises(Interrupted, match=r"stopped at step 10 of 30; .* saved in .*resume=True"):
         fit(cut, problem, checkpoint_dir=tmp_path, callbacks=[send(number, 10)], **QUICK)
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
-    assert checkpoint.read(tmp_path / "training.safetensors", "training")[1]["step"] == 10
+    assert storage.read(tmp_path / "training.safetensors", "training")[1]["step"] == 10
     resumed = build(problem)
     fit(resumed, problem, checkpoint_dir=tmp_path, resume=True, **QUICK)
     assert torch.equal(weights(resumed), weights(whole))
@@ -79,12 +81,12 @@ def test_a_second_signal_stops_at_once(
 ) -> None:
     calls = []
 
-    def stuck(self: Run, *args: object) -> None:
+    def stuck(self: TrainingState, *args: object) -> None:
         calls.append(signal.raise_signal(number))
         calls.append(signal.raise_signal(number))
         raise AssertionError("went on")
 
-    monkeypatch.setattr(Run, "advance", stuck)
+    monkeypatch.setattr(TrainingState, "advance", stuck)
     with pytest.raises(KeyboardInterrupt) as stop:
         fit(build(problem), problem, **QUICK)
     assert len(calls) == 1 and not isinstance(stop.value, Interrupted)
@@ -108,21 +110,21 @@ def test_handlers_of_the_program_and_other_threads_are_left_alone(problem: Inver
 def test_a_checkpoint_is_written_every_minute_besides(
     problem: InverseProblem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    advance, calls = Run.advance, iter(range(100))
+    advance, calls = TrainingState.advance, iter(range(100))
 
-    def killed(self: Run, *args: Any) -> Any:
+    def killed(self: TrainingState, *args: Any) -> Any:
         if next(calls) == 7:
             raise KeyboardInterrupt
         return advance(self, *args)
 
-    monkeypatch.setattr(Run, "advance", killed)
+    monkeypatch.setattr(TrainingState, "advance", killed)
     for minute, step in ((1e9, None), (0.0, 7)):
         calls = iter(range(100))
         monkeypatch.setattr(training, "SAVED_EVERY", minute)
         with pytest.raises(KeyboardInterrupt):
             fit(build(problem), problem, checkpoint_dir=tmp_path, **QUICK)
         path = tmp_path / "training.safetensors"
-        found = checkpoint.read(path, "training")[1]["step"] if path.exists() else None
+        found = storage.read(path, "training")[1]["step"] if path.exists() else None
         assert found == step
 
 
@@ -183,9 +185,9 @@ def test_an_interrupted_command_says_how_it_goes_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = tmp_path / "a 'run'"
-    advance, calls = Run.advance, iter(range(100))
+    advance, calls = TrainingState.advance, iter(range(100))
 
-    def interrupted(self: Run, *args: Any) -> Any:
+    def interrupted(self: TrainingState, *args: Any) -> Any:
         if next(calls) == 5:
             os.kill(os.getpid(), number)
         return advance(self, *args)
@@ -195,13 +197,15 @@ def test_an_interrupted_command_says_how_it_goes_on(
         raise AssertionError("went on")
 
     if moment == "a step":
-        monkeypatch.setattr(Run, "advance", interrupted)
+        monkeypatch.setattr(TrainingState, "advance", interrupted)
     else:
         name = "calibrate_run" if moment == "the calibration" else "report_run"
-        monkeypatch.setattr(f"vfm_inverse.runs.{name}", stop)
+        monkeypatch.setattr(f"vfm_inverse.runs.folder.{name}", stop)
     assert main([*TRAIN, "--out", str(out)]) == 130
     monkeypatch.undo()
-    monkeypatch.setattr("vfm_inverse.runs.report_run", lambda *args, **kwargs: None)  # seconds
+    monkeypatch.setattr(
+        "vfm_inverse.runs.folder.report_run", lambda *args, **kwargs: None
+    )  # seconds
     said = capsys.readouterr().err
     assert ("stopped at step 6 of 12; the run is saved in" in said) == (moment == "a step")
     # Not to be written over by the same command.
@@ -217,11 +221,11 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again_and_says_so(
     def killed(*args: object, **kwargs: object) -> None:
         raise SystemExit(9)
 
-    monkeypatch.setattr(training, "train", killed)
+    monkeypatch.setattr(training, "begin", killed)
     with pytest.raises(SystemExit):
         main([*TRAIN, "--out", str(tmp_path)])
     monkeypatch.undo()
-    monkeypatch.setattr("vfm_inverse.runs.report_run", lambda *args, **kwargs: None)
+    monkeypatch.setattr("vfm_inverse.runs.folder.report_run", lambda *args, **kwargs: None)
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", ".lock"}
     assert main([*TRAIN, "--out", str(tmp_path)]) == 2
     assert "already holds a run" in capsys.readouterr().err

@@ -15,14 +15,14 @@ from deepinv.physics import Denoising, GaussianNoise, Inpainting
 from torch import Tensor
 
 from vfm_inverse import problems
-from vfm_inverse.labelled import (
+from vfm_inverse.labelled.write import (
     load_observation,
     observation_to_xarray,
     save_netcdf,
     to_xarray,
 )
 from vfm_inverse.operators import PointObservations
-from vfm_inverse.problem import InverseProblem
+from vfm_inverse.problem.inverse_problem import InverseProblem
 
 
 @pytest.fixture(autouse=True)

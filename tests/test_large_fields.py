@@ -12,21 +12,33 @@ from deepinv.physics.functional import gaussian_blur
 from torch import Tensor
 
 import vfm_inverse as vi
-from vfm_inverse.build import affordable
-from vfm_inverse.gaussian_start import RegressionStart, fit_start, score
-from vfm_inverse.matrix_free import apply, noise_level
-from vfm_inverse.operator_start import FixedOperatorStart, TruncatedOperatorStart
-from vfm_inverse.spectral_start import SpectralStart
-from vfm_inverse.spectral_whitening import SpectralWhitening
-from vfm_inverse.whitening import LowRankWhitening, cosine_basis, fit_whitening
+from vfm_inverse.gaussian.choose_start import fit_start, score
+from vfm_inverse.gaussian.matrix_free import apply, noise_level
+from vfm_inverse.gaussian.operator_start import FixedOperatorStart
+from vfm_inverse.gaussian.regression_start import RegressionStart
+from vfm_inverse.gaussian.spectral_start import SpectralStart
+from vfm_inverse.gaussian.spectral_whitening import SpectralWhitening
+from vfm_inverse.gaussian.truncated_start import TruncatedOperatorStart
+from vfm_inverse.gaussian.whitening import (
+    IdentityWhitening,
+    LowRankWhitening,
+    cosine_basis,
+    fit_whitening,
+)
+from vfm_inverse.posterior.assembly import affordable
 
 SIZES = (9, 12)
 
 
 def lower(monkeypatch: pytest.MonkeyPatch, limit: int = 50) -> None:
-    for module in ("build", "gaussian_start", "operator_start", "whitening"):
+    for module in (
+        "posterior.assembly",
+        "gaussian.choose_start",
+        "gaussian.operator_start",
+        "gaussian.whitening",
+    ):
         monkeypatch.setattr(f"vfm_inverse.{module}.DENSE_LIMIT", limit)
-    monkeypatch.setattr("vfm_inverse.gaussian_start.GRAM_LIMIT", 15)
+    monkeypatch.setattr("vfm_inverse.gaussian.choose_start.GRAM_LIMIT", 15)
 
 
 def draw(num: int, channels: int = 1) -> Tensor:
@@ -174,7 +186,7 @@ def test_leading_directions_by_products_are_those_of_the_hessian(
         lower(monkeypatch, limit)
         start = TruncatedOperatorStart(problem.physics, problem.likelihood, whitening)
         torch.manual_seed(0)
-        start.fit(draws, 6)
+        start.fit(y, y, draws, 6)
         starts.append(start)
     dense, free = starts
     overlap = torch.linalg.svdvals(dense.basis.T @ free.basis)
@@ -188,7 +200,7 @@ def test_leading_directions_by_products_are_those_of_the_hessian(
 def test_the_better_of_two_starts_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half a field that nothing is seen of is far from diagonal in cosines, of few numbers."""
     lower(monkeypatch)
-    monkeypatch.setattr("vfm_inverse.gaussian_start.BASIS_NUMBERS", 0)
+    monkeypatch.setattr("vfm_inverse.gaussian.choose_start.BASIS_NUMBERS", 0)
     mask = torch.zeros(1, *SIZES)
     mask[..., :2] = 1
     problem = problem_of(Inpainting((1, *SIZES), mask=mask))
@@ -198,7 +210,7 @@ def test_the_better_of_two_starts_is_taken(monkeypatch: pytest.MonkeyPatch) -> N
     start, whitening, _, _ = prepared(problem)
     assert isinstance(start, SpectralStart)
     other = TruncatedOperatorStart(problem.physics, problem.likelihood, whitening)
-    other.fit({}, 8)
+    other.fit(*problem.simulate(4, seed=5)[:2], {}, 8)
     simulations = problem.simulate(20, seed=5)
     assert score(start, whitening, simulations) > score(other, whitening, simulations) + 5
 
@@ -209,9 +221,9 @@ def test_a_wide_regression_is_the_narrow_one(monkeypatch: pytest.MonkeyPatch) ->
     y = xi[:, :5] @ torch.randn(5, 12) + 0.3 * torch.randn(400, 12)
     laws = []
     for limit in (2**22, 0):
-        monkeypatch.setattr("vfm_inverse.gaussian_start.WIDE", limit)
-        start = RegressionStart()
-        start.fit(xi, y, 4)
+        monkeypatch.setattr("vfm_inverse.gaussian.regression_start.WIDE", limit)
+        start = RegressionStart(IdentityWhitening((30,)))
+        start.regress(xi, y, 4)
         laws.append(start(y[:5], {}))
     torch.testing.assert_close(laws[0].loc, laws[1].loc, atol=1e-4, rtol=1e-3)
     torch.testing.assert_close(

@@ -13,9 +13,9 @@ from scipy import integrate, stats
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 
-from vfm_inverse.likelihood import Likelihood
-from vfm_inverse.noise_laws import PoissonGaussian
-from vfm_inverse.randomness import seeded
+from vfm_inverse.problem.likelihood import Likelihood
+from vfm_inverse.problem.noise_laws import PoissonGaussian
+from vfm_inverse.runtime.randomness import seeded
 
 CONTINUOUS: dict[str, Callable[[], dp.NoiseModel]] = {
     "gaussian": lambda: dp.GaussianNoise(0.3),

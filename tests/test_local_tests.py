@@ -11,8 +11,8 @@ import xarray as xr
 from torch import Tensor
 
 from tests.benchmarks.power import DESIGN, FAULTS, SIGMA, posterior_draws, simulate
-from vfm_inverse import local_tests
-from vfm_inverse.local_tests import local_c2st
+from vfm_inverse.statistics import local_c2st as local_tests
+from vfm_inverse.statistics.local_c2st import local_c2st
 
 QUICK: dict[str, Any] = {"num_null": 19, "steps": 15, "batch_size": 64, "width": 8}
 

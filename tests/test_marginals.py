@@ -8,10 +8,10 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from vfm_inverse import ranks, scores
-from vfm_inverse.baselines import Climatology
-from vfm_inverse.marginals import _spacing, marginals
-from vfm_inverse.quantities import default_quantities
+from vfm_inverse.statistics import ranks, scores
+from vfm_inverse.statistics.climatology import Climatology
+from vfm_inverse.statistics.marginals import _spacing, marginals
+from vfm_inverse.statistics.quantities import default_quantities
 
 
 def pools(num: int, num_draws: int, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from vfm_inverse import netcdf_files
-from vfm_inverse.netcdf_files import check_content, read_netcdf, seal, write_netcdf
+from vfm_inverse.formats import netcdf_files
+from vfm_inverse.formats.netcdf_files import check_content, read_netcdf, seal, write_netcdf
 
 
 def dataset() -> xr.Dataset:

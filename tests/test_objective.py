@@ -7,9 +7,9 @@ import torch
 
 import vfm_inverse as vi
 from vfm_inverse import problems
-from vfm_inverse.objective import PRESETS, Objective
-from vfm_inverse.posterior import VariationalFlowMap
-from vfm_inverse.problem import InverseProblem
+from vfm_inverse.posterior.variational import VariationalFlowMap
+from vfm_inverse.problem.inverse_problem import InverseProblem
+from vfm_inverse.training.objective import PRESETS, Objective
 
 MODES = ["adapter", "context", "both"]
 

@@ -13,10 +13,15 @@ import torch
 import xarray as xr
 
 from vfm_inverse import problems
-from vfm_inverse.labelled import load_observation, observation_to_xarray, save_netcdf, to_xarray
-from vfm_inverse.observations import Observation, read_observation
+from vfm_inverse.labelled.read import Observation, read_observation
+from vfm_inverse.labelled.write import (
+    load_observation,
+    observation_to_xarray,
+    save_netcdf,
+    to_xarray,
+)
 from vfm_inverse.operators import PointObservations
-from vfm_inverse.problem import InverseProblem
+from vfm_inverse.problem.inverse_problem import InverseProblem
 
 NOISE = dinv.physics.GaussianNoise(0.1)
 VALUES = np.arange(12.0).reshape(3, 4)
@@ -100,7 +105,7 @@ def test_errors_of_dates_and_of_levels() -> None:
 
 
 def test_without_the_library_a_day_is_a_day(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vfm_inverse.units._udunits", lambda: None)
+    monkeypatch.setattr("vfm_inverse.formats.units._udunits", lambda: None)
     data = xr.Dataset(
         {"observed": (("y", "x"), VALUES), "error_std": ((), 0.5, {"units": "days"})}
     )

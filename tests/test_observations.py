@@ -15,12 +15,12 @@ import torch
 import xarray as xr
 
 import vfm_inverse as vi
-from vfm_inverse import labelled
-from vfm_inverse.labelled import load_observation
-from vfm_inverse.observations import read_observation
+from vfm_inverse.formats.units import converted, duration, same_units
+from vfm_inverse.labelled import write as labelled
+from vfm_inverse.labelled.read import read_observation
+from vfm_inverse.labelled.write import load_observation
 from vfm_inverse.operators import PointObservations
-from vfm_inverse.problem import InverseProblem
-from vfm_inverse.units import converted, duration, same_units
+from vfm_inverse.problem.inverse_problem import InverseProblem
 
 NOISE = dinv.physics.GaussianNoise(0.1)
 VALUES = np.arange(16.0).reshape(4, 4)

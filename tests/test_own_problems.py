@@ -15,13 +15,13 @@ import xarray as xr
 
 import vfm_inverse as vi
 from vfm_inverse import problems
-from vfm_inverse.card import CalibrationWarning
-from vfm_inverse.cli import main
-from vfm_inverse.config import Recipe
-from vfm_inverse.recipes import make_problem
-from vfm_inverse.run_settings import read_settings
-from vfm_inverse.runs import open_run
-from vfm_inverse.training import fit
+from vfm_inverse.cli.program import main
+from vfm_inverse.runs.folder import open_run
+from vfm_inverse.runs.recipes import make_problem
+from vfm_inverse.runtime.config import Recipe
+from vfm_inverse.runtime.warnings import CalibrationWarning
+from vfm_inverse.training.loop import fit
+from vfm_inverse.training.run_settings import read_settings
 
 MODULE = '''
 """A problem of somebody's own."""
@@ -227,14 +227,16 @@ def test_settings_of_an_earlier_version_name_the_same_problem(tmp_path: Path) ->
 
 
 # As the installed program runs: without the current folder among its modules.
-PROGRAM = "import sys; from vfm_inverse.cli import main; sys.exit(main())"
+PROGRAM = "import sys; from vfm_inverse.cli.program import main; sys.exit(main())"
 
 
 @pytest.mark.slow
 def test_every_command_in_a_process_of_its_own(code: str, tmp_path: Path) -> None:
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}  # two threads on busy cores wait for each other
+
     def shell(*command: str, folder: Path = tmp_path) -> str:
         words = [sys.executable, "-P", "-c", PROGRAM, *command]
-        done = subprocess.run(words, cwd=folder, capture_output=True, text=True, env=os.environ)
+        done = subprocess.run(words, cwd=folder, capture_output=True, text=True, env=env)
         assert done.returncode == 0, done.stderr
         return done.stderr
 

@@ -105,7 +105,7 @@ def test_an_installed_wheel_gives_the_three_packages(wheel: Path, tmp_path: Path
 
 def test_the_wheel_holds_every_module_and_the_data(wheel: Path) -> None:
     held = set(zipfile.ZipFile(wheel).namelist())
-    data = {"vfm_inverse/py.typed", "vfm_inverse/data/demo.safetensors"}
+    data = {"vfm_inverse/py.typed", "vfm_inverse/cli/demo.safetensors"}
     assert modules_of(ROOT) | data <= held
     assert not {name for name in held if name.startswith(("operators/", "problems/", "tests/"))}
 

@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.func import jacfwd, jacrev, jvp, vmap
 
 from vfm_inverse import operators
-from vfm_inverse.likelihood import Likelihood
 from vfm_inverse.operators import (
     Darcy,
     FirstArrivals,
@@ -25,6 +24,7 @@ from vfm_inverse.operators import (
 from vfm_inverse.operators.darcy import solve_darcy
 from vfm_inverse.operators.masked import MaskedPhysics
 from vfm_inverse.operators.upwind import first_arrivals
+from vfm_inverse.problem.likelihood import Likelihood
 
 EXAMPLES = {
     name: (physics, x)

@@ -9,8 +9,8 @@ import pytest
 
 import vfm_inverse as vi
 from vfm_inverse import problems
-from vfm_inverse.labelled import observation_to_xarray
-from vfm_inverse.pictures import held_out, station_places
+from vfm_inverse.labelled.write import observation_to_xarray
+from vfm_inverse.report.pictures import held_out, station_places
 
 
 @pytest.mark.parametrize("networks", ["fixed", "changing"])

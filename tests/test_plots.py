@@ -13,8 +13,9 @@ import pytest
 import torch
 import xarray as xr
 
-from vfm_inverse import gallery, plots
 from vfm_inverse.calibration import from_draws
+from vfm_inverse.report import gallery
+from vfm_inverse.report import rank_plots as plots
 
 
 def report(
@@ -322,10 +323,11 @@ def test_training_history_shows_the_held_out_score_with_that_of_the_start(tmp_pa
 
 def test_matplotlib_waits_for_the_first_figure_and_pyplot_is_left_alone() -> None:
     code = (
-        "import sys, vfm_inverse.plots, vfm_inverse.gallery, vfm_inverse.report\n"
+        "import sys\n"
+        "from vfm_inverse.report import gallery, page, rank_plots\n"
         "assert 'matplotlib' not in sys.modules\n"
         "import matplotlib; size = matplotlib.rcParams['font.size']\n"
-        "vfm_inverse.plots.training_history([{'step': 1, 'loss': 2.0}])\n"
+        "rank_plots.training_history([{'step': 1, 'loss': 2.0}])\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
         "assert matplotlib.rcParams['font.size'] == size\n"
     )

@@ -14,7 +14,7 @@ from torch.distributions import Distribution, Independent, MultivariateNormal, U
 
 from vfm_inverse import problems
 from vfm_inverse.calibration import calibrate, from_draws, posterior_sbc
-from vfm_inverse.problem import InverseProblem
+from vfm_inverse.problem.inverse_problem import InverseProblem
 
 
 def linear() -> InverseProblem:

@@ -27,8 +27,8 @@ from tests.benchmarks.power import (
     slow_tests,
 )
 from vfm_inverse import InverseProblem, VariationalFlowMap, calibration, correction, problems
-from vfm_inverse.quantities import default_quantities
-from vfm_inverse.tarp import tarp
+from vfm_inverse.statistics.joint_coverage import tarp
+from vfm_inverse.statistics.quantities import default_quantities
 
 
 def test_the_exact_posterior_is_that_of_the_joint_normal_law() -> None:

@@ -11,14 +11,16 @@ import torch
 import xarray as xr
 
 import vfm_inverse as vi
-from vfm_inverse import calibration, corrected_runs, correction, problems
-from vfm_inverse.card import Card, certify, standing
-from vfm_inverse.cli import main
+from vfm_inverse import calibration, correction, problems
+from vfm_inverse.calibration.certification import certify
+from vfm_inverse.cli.program import main
 from vfm_inverse.correction import ladder
 from vfm_inverse.correction.prior_map import needs_prior_map
-from vfm_inverse.labelled import observation_to_xarray, save_netcdf
-from vfm_inverse.posterior import VariationalFlowMap
-from vfm_inverse.problem import InverseProblem
+from vfm_inverse.labelled.write import observation_to_xarray, save_netcdf
+from vfm_inverse.posterior.card import Card
+from vfm_inverse.posterior.variational import VariationalFlowMap
+from vfm_inverse.problem.inverse_problem import InverseProblem
+from vfm_inverse.runs import corrected as corrected_runs
 
 SIZES = {"width": 16, "depth": 1, "num_simulations": 2000}
 
@@ -229,7 +231,7 @@ def test_a_run_keeps_its_map_of_the_prior(
         assert "for the prior as a map learned it" in str(draws["note"].values[0])
     assert (run / "calibration_corrected.nc").is_file()
     vfm = vi.load(run / "model.safetensors", warn=False)
-    assert standing(vfm)[0] != "uncertified" and vfm.card.corrected["num_simulations"] == 16
+    assert vfm.standing()[0] != "uncertified" and vfm.card.corrected["num_simulations"] == 16
     capsys.readouterr()
     assert main([*correct, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)

@@ -13,7 +13,7 @@ from deepinv.physics import Denoising, GaussianNoise, Inpainting, SaltPepperNois
 from pyro import distributions as dist
 from torch import Tensor
 
-from vfm_inverse.problem import InverseProblem
+from vfm_inverse.problem.inverse_problem import InverseProblem
 
 RNG = np.random.default_rng(0)
 

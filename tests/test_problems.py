@@ -20,14 +20,15 @@ from torch.distributions import Distribution, MultivariateNormal
 import vfm_inverse as vi
 from vfm_inverse import problems
 from vfm_inverse.operators import verify
-from vfm_inverse.problem import InverseProblem
-from vfm_inverse.problems import checkerboard, phantoms, photographs
-from vfm_inverse.problems.conjugate import ConjugateGaussian
-from vfm_inverse.problems.gaussian_prior import fit_gaussian, gaussian_prior_posterior
+from vfm_inverse.problem.inverse_problem import InverseProblem
+from vfm_inverse.problem.random_fields import matern_covariance
+from vfm_inverse.problems import checkerboard
 from vfm_inverse.problems.mri import draw_lines
-from vfm_inverse.problems.phantoms import draw_phantoms
-from vfm_inverse.random_fields import matern_covariance
-from vfm_inverse.scores import energy_score
+from vfm_inverse.problems.shared import phantoms, photographs
+from vfm_inverse.problems.shared.conjugate import ConjugateGaussian
+from vfm_inverse.problems.shared.gaussian_prior import fit_gaussian, gaussian_prior_posterior
+from vfm_inverse.problems.shared.phantoms import draw_phantoms
+from vfm_inverse.statistics.scores import energy_score
 
 # Settings small enough for a test; one line a variant.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -220,8 +221,8 @@ def test_reference_is_prior_times_likelihood(case: str) -> None:
     if case.startswith(UNIFORM):
         log_prior: Tensor | float = 0.0  # a constant on the box or board, where all draws lie
     elif case.startswith("mixture"):
-        assert isinstance(problem._prior, Distribution)
-        log_prior = problem._prior.log_prob(draws)
+        assert isinstance(problem._splits.prior, Distribution)
+        log_prior = problem._splits.prior.log_prob(draws)
     else:
         mean, covariance = problem.prior_moments() or pytest.fail("a Gaussian prior has moments")
         law = MultivariateNormal(mean, covariance)

@@ -9,9 +9,10 @@ from pyro.infer import MCMC, NUTS, SVI, Importance, Predictive, Trace_ELBO
 
 import vfm_inverse as vi
 from vfm_inverse import problems
-from vfm_inverse.objective import Objective
-from vfm_inverse.posterior import VariationalFlowMap
-from vfm_inverse.problem import InverseProblem
+from vfm_inverse.correction import guide, model, refine
+from vfm_inverse.posterior.variational import VariationalFlowMap
+from vfm_inverse.problem.inverse_problem import InverseProblem
+from vfm_inverse.training.objective import Objective
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*jit.*")
 
@@ -47,7 +48,7 @@ def test_the_reverse_objective_is_the_negative_elbo() -> None:
     ours = objective(x, y)["loss"]
     gradients = torch.autograd.grad(ours, parameters)
     torch.manual_seed(0)
-    theirs = Trace_ELBO().differentiable_loss(vfm.model, vfm.guide, y) / 6
+    theirs = Trace_ELBO().differentiable_loss(model, guide, vfm, y) / 6
     torch.testing.assert_close(theirs, ours)
     for one, other in zip(torch.autograd.grad(theirs, parameters), gradients, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
@@ -56,9 +57,9 @@ def test_the_reverse_objective_is_the_negative_elbo() -> None:
 def test_svi_improves_the_adapter() -> None:
     problem, vfm = built("adapter")
     _, y, _ = problem.simulate(64, seed=0)
-    svi = SVI(vfm.model, vfm.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO())
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO())
     torch.manual_seed(0)
-    losses = [svi.step(y) for _ in range(60)]
+    losses = [svi.step(vfm, y) for _ in range(60)]
     assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
 
 
@@ -71,15 +72,15 @@ def test_importance_predictive_and_nuts(observation: str) -> None:
     _, y, _ = problem.simulate(1, seed=1)
     exact = problem.reference_posterior(y)
     torch.manual_seed(0)
-    weighted = Importance(vfm.model, vfm.guide, num_samples=600).run(y)
+    weighted = Importance(model, guide, num_samples=600).run(vfm, y)
     fields = torch.stack([trace.nodes["x"]["value"] for trace in weighted.exec_traces])
     weights = torch.tensor(weighted.log_weights).softmax(0)
     mean = (weights[:, None, None] * fields).sum(0)
     assert ((mean - exact.mean).abs() / exact.variance.sqrt()).max() < 0.3
-    drawn = Predictive(vfm.model, guide=vfm.guide, num_samples=7, return_sites=["x"])(y)
+    drawn = Predictive(model, guide=guide, num_samples=7, return_sites=["x"])(vfm, y)
     assert drawn["x"].shape == (7, 1, 3)
-    sampler = MCMC(NUTS(vfm.model), num_samples=150, warmup_steps=50, disable_progbar=True)
-    sampler.run(y)
+    sampler = MCMC(NUTS(model), num_samples=150, warmup_steps=50, disable_progbar=True)
+    sampler.run(vfm, y)
     z = sampler.get_samples()["z"]
     answer = vfm.answer(vfm.condition(y, {}))
     fields = vfm.decode(z, answer)
@@ -105,15 +106,15 @@ def test_refinement_reaches_the_posterior(observation: str, adapter: str | None)
         return float(((draws.mean(0) - exact.mean).abs() / exact.variance.sqrt()).max())
 
     before = {k: v.clone() for k, v in vfm.state_dict().items()}
-    raw, refined = error(vfm(y)), error(vfm.refine(y, 300, seed=0))
+    raw, refined = error(vfm(y)), error(refine(vfm, y, 300, seed=0))
     assert refined < (0.6 * raw if adapter == "spline" else 0.12)
     assert raw > 0.25 or adapter == "spline"
     assert all(torch.equal(v, before[k]) for k, v in vfm.state_dict().items())
-    assert vfm.refine(y[0], 2, seed=0).sample((5,)).shape == (5, 3)
+    assert refine(vfm, y[0], 2, seed=0).sample((5,)).shape == (5, 3)
 
 
 def test_a_mixture_cannot_be_refined() -> None:
     problem, vfm = built("adapter", "mixture")
     _, y, _ = problem.simulate(1, seed=2)
     with pytest.raises(ValueError, match="reparametrised draws"):
-        vfm.refine(y)
+        refine(vfm, y)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
-from vfm_inverse.priors import moments
-from vfm_inverse.random_fields import (
+from vfm_inverse.problem.priors import moments
+from vfm_inverse.problem.random_fields import (
     NUGGET,
     MaternField,
     expansion,

@@ -7,7 +7,7 @@ import torch
 import xarray as xr
 
 from vfm_inverse.calibration import from_draws
-from vfm_inverse.remedies import remedies
+from vfm_inverse.report.remedies import remedies
 
 
 def checked(scale: float = 1.0, shift: float = 0.0, **options: object) -> xr.Dataset:

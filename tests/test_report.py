@@ -12,11 +12,12 @@ import pytest
 import torch
 import xarray as xr
 
-from vfm_inverse import gallery, report
 from vfm_inverse.calibration import from_draws, grades
-from vfm_inverse.card import Card
-from vfm_inverse.meanings import describe
-from vfm_inverse.report import write_report
+from vfm_inverse.posterior.card import Card
+from vfm_inverse.report import gallery
+from vfm_inverse.report import page as report
+from vfm_inverse.report.page import write_report
+from vfm_inverse.statistics.meanings import describe
 
 
 def checked(scale: float = 1.0, shift: float = 0.0) -> xr.Dataset:
@@ -59,6 +60,11 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the pictures, which take most of the time."""
     monkeypatch.setattr(report, "_figures", lambda calibration: dict.fromkeys(report.TEXTS))
     monkeypatch.setattr(report, "_picture", lambda *args: {"title": args[1]})
+
+
+def test_every_figure_has_its_words() -> None:
+    """One without would be left out."""
+    assert report._figures(checked()).keys() <= report.TEXTS.keys()
 
 
 def test_the_page_of_a_good_posterior(tmp_path: Path) -> None:

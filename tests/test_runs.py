@@ -18,17 +18,20 @@ import torch
 import xarray as xr
 
 import vfm_inverse as vi
-from vfm_inverse import problems, runs
-from vfm_inverse.arguments import build_parser
-from vfm_inverse.card import Card, problem_fingerprint
-from vfm_inverse.cli import main
-from vfm_inverse.commands import SUBCOMMANDS, conclude
-from vfm_inverse.files import locked
-from vfm_inverse.labelled import observation_to_xarray, save_netcdf
-from vfm_inverse.problem import InverseProblem
-from vfm_inverse.run_settings import read_settings, write_settings
-from vfm_inverse.runs import check_output, checked_log, open_run
-from vfm_inverse.training import fit
+from vfm_inverse import problems
+from vfm_inverse.cli.arguments import build_parser
+from vfm_inverse.cli.commands import SUBCOMMANDS, conclude
+from vfm_inverse.cli.program import main
+from vfm_inverse.labelled.write import observation_to_xarray, save_netcdf
+from vfm_inverse.posterior.card import Card
+from vfm_inverse.problem.fingerprints import problem_fingerprint
+from vfm_inverse.problem.inverse_problem import InverseProblem
+from vfm_inverse.runs import folder as runs
+from vfm_inverse.runs.folder import check_output, checked_log, open_run
+from vfm_inverse.runtime import storage
+from vfm_inverse.runtime.files import locked
+from vfm_inverse.training.loop import fit
+from vfm_inverse.training.run_settings import read_settings, write_settings
 
 SETTINGS = ["--steps", "4", "--batch-size", "8", "--json", "--device", "cpu"]
 for setting in (
@@ -180,17 +183,16 @@ def test_a_fingerprint_leaves_the_problem_as_it_is() -> None:
 
 def test_a_state_of_the_previous_format_is_gone_on_from(tmp_path: Path) -> None:
     """It has four settings, no fingerprint, and not what the map is built around."""
-    from vfm_inverse import checkpoint
 
     problem = problems.load("linear-gaussian")
     options = {"num_simulations": 300, "width": 8, "depth": 1}
     vfm = vi.VariationalFlowMap.for_problem(problem, **options)
     fit(vfm, problem, checkpoint_dir=tmp_path, **QUICK)
-    state, header = checkpoint.read(tmp_path / runs.STATE, "training")
+    state, header = storage.read(tmp_path / runs.STATE, "training")
     state = {k: v for k, v in state.items() if not k.startswith("fixed.")}
     kept = {k: header["settings"][k] for k in ("steps", "batch_size", "seed", "learning_rate")}
     header = {k: v for k, v in header.items() if k not in ("model", "problem")}
-    checkpoint.write(tmp_path / runs.STATE, state, "training", {**header, "settings": kept})
+    storage.write(tmp_path / runs.STATE, state, "training", {**header, "settings": kept})
     again = vi.VariationalFlowMap.for_problem(problem, **options)
     fit(again, problem, checkpoint_dir=tmp_path, resume=True, **QUICK)
     for name, value in vfm.networks.state_dict().items():
@@ -203,7 +205,7 @@ def test_one_training_or_calibration_a_folder(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code = (
-        "import sys\nfrom vfm_inverse.files import locked\n"
+        "import sys\nfrom vfm_inverse.runtime.files import locked\n"
         "with locked(sys.argv[1]):\n    print('held', flush=True)\n    sys.stdin.read()"
     )
     command = [sys.executable, "-c", code, str(run)]
@@ -406,14 +408,14 @@ def test_names_that_are_no_text(run: Path, capsys: pytest.CaptureFixture[str]) -
 def test_nobody_reads_the_output() -> None:
     code = (
         "import os, sys\nread, write = os.pipe()\nos.close(read)\nos.dup2(write, 1)\n"
-        "from vfm_inverse.cli import main\nsys.exit(main(['problems']))"
+        "from vfm_inverse.cli.program import main\nsys.exit(main(['problems']))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_written_settings_are_read(tmp_path: Path) -> None:
-    from vfm_inverse.config import RunConfig
+    from vfm_inverse.runtime.config import RunConfig
 
     config = RunConfig({"name": "heat", "size": 8}, {"width": 3}, {"steps": 2}, {})
     write_settings(tmp_path, config, problems.load("heat", size=8))

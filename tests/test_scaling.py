@@ -22,12 +22,17 @@ from torch.distributions import (
 )
 
 import vfm_inverse as vi
-from vfm_inverse.gaussian_start import RegressionStart
-from vfm_inverse.priors import moments
-from vfm_inverse.problem import InverseProblem
-from vfm_inverse.scaling import center_and_spread, over, tamed
-from vfm_inverse.validity import ValidRange
-from vfm_inverse.whitening import WHITENINGS, DenseWhitening, fit_whitening
+from vfm_inverse.gaussian.choose_start import RegressionStart
+from vfm_inverse.gaussian.whitening import (
+    WHITENINGS,
+    DenseWhitening,
+    IdentityWhitening,
+    fit_whitening,
+)
+from vfm_inverse.posterior.validity import ValidRange
+from vfm_inverse.problem.inverse_problem import InverseProblem
+from vfm_inverse.problem.priors import moments
+from vfm_inverse.runtime.scaling import center_and_spread, over, tamed
 
 DOUBLE = torch.float64
 
@@ -221,9 +226,9 @@ def test_data_that_never_vary_say_nothing() -> None:
     xi, y = torch.randn(400, 2), torch.randn(400, 3)
     y = torch.cat([y, torch.full((400, 50), 1e6)], 1)
     y[:, 0] = xi[:, 0] + 0.1 * y[:, 0]
-    lean, full = RegressionStart(), RegressionStart()
-    lean.fit(xi, y[:, :3], 4)
-    full.fit(xi, y, 4)
+    lean, full = (RegressionStart(IdentityWhitening((2,))) for _ in range(2))
+    lean.regress(xi, y[:, :3], 4)
+    full.regress(xi, y, 4)
     torch.testing.assert_close(full(y[:5], {}).loc, lean(y[:5, :3], {}).loc)
     torch.testing.assert_close(full.scale, lean.scale)
 

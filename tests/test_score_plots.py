@@ -10,9 +10,9 @@ import pytest
 import torch
 import xarray as xr
 
-from vfm_inverse import score_plots
 from vfm_inverse.calibration import from_draws
-from vfm_inverse.canvas import BLACK, BLUE, GREY, VERMILION
+from vfm_inverse.report import score_plots
+from vfm_inverse.report.canvas import BLACK, BLUE, GREY, VERMILION
 
 
 def checked(scale: float = 1.0) -> xr.Dataset:

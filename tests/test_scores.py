@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vfm_inverse import scores
+from vfm_inverse.statistics import scores
 
 
 def draws_and_truth(

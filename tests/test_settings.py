@@ -14,12 +14,12 @@ import torch
 
 import vfm_inverse as vi
 from vfm_inverse import problems
-from vfm_inverse.build import build
 from vfm_inverse.calibration import calibrate
-from vfm_inverse.cli import main
-from vfm_inverse.objective import Objective
-from vfm_inverse.settings import SETTINGS, Setting, check_settings
-from vfm_inverse.training import fit
+from vfm_inverse.cli.program import main
+from vfm_inverse.posterior.variational import VariationalFlowMap
+from vfm_inverse.runtime.settings import SETTINGS, Setting, check_settings
+from vfm_inverse.training.loop import fit
+from vfm_inverse.training.objective import Objective
 
 BAD: dict[type, list[Any]] = {
     int: [-1, -(10**400), 1.5, math.nan, math.inf, True, "3", [3], None, np.float64(2.5), 1j],
@@ -40,7 +40,12 @@ def test_every_setting_has_a_range(function: str) -> None:
 
 @pytest.mark.parametrize(
     ("function", "of"),
-    [("fit", fit), ("model", build), ("objective", Objective), ("calibration", calibrate)],
+    [
+        ("fit", fit),
+        ("model", VariationalFlowMap.for_problem),
+        ("objective", Objective),
+        ("calibration", calibrate),
+    ],
 )
 def test_every_number_and_switch_of_a_function_has_a_range(
     function: str, of: Callable[..., Any]

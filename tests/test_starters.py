@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from vfm_inverse.cli import main
-from vfm_inverse.config import read_config, recipe_of
-from vfm_inverse.config_checks import check_config
-from vfm_inverse.recipes import make_problem
-from vfm_inverse.starters import PHYSICS, write_starter
+from vfm_inverse.cli.program import main
+from vfm_inverse.declared.starters import PHYSICS, write_starter
+from vfm_inverse.runs.config_checks import check_config
+from vfm_inverse.runs.recipes import make_problem
+from vfm_inverse.runtime.config import read_config, recipe_of
 
 SHORT = ["fit.steps=2", "fit.batch_size=8", "fit.num_validation=8", "model.num_simulations=100"]
 SHORT += ["model.width=8", "model.depth=1"]

@@ -12,12 +12,12 @@ import pytest
 import torch
 import xarray as xr
 
-from vfm_inverse.labelled import load_observation
+from vfm_inverse.formats.places import positions
+from vfm_inverse.formats.table_columns import table_of
+from vfm_inverse.labelled.station_tables import own_rows
+from vfm_inverse.labelled.write import load_observation
 from vfm_inverse.operators import PointObservations
-from vfm_inverse.places import positions
-from vfm_inverse.problem import InverseProblem
-from vfm_inverse.station_tables import own_rows
-from vfm_inverse.table_columns import table_of
+from vfm_inverse.problem.inverse_problem import InverseProblem
 
 ROWS = 4
 

@@ -12,15 +12,15 @@ from torch.func import jvp
 
 import vfm_inverse as vi
 from vfm_inverse import problems
-from vfm_inverse.adapter import Contraction
-from vfm_inverse.build import build
-from vfm_inverse.checkpoint import load
-from vfm_inverse.encoders import FieldFeatures
-from vfm_inverse.labelled import load_observation, observation_to_xarray
-from vfm_inverse.operator_start import VaryingOperatorStart
+from vfm_inverse.flow.adapter import Contraction
+from vfm_inverse.gaussian.operator_start import VaryingOperatorStart
+from vfm_inverse.labelled.write import load_observation, observation_to_xarray
+from vfm_inverse.networks.encoders import FieldFeatures
+from vfm_inverse.networks.stations import StationEncoder, StationFeatures, is_table, summary
 from vfm_inverse.operators import PointObservations
-from vfm_inverse.problem import InverseProblem
-from vfm_inverse.stations import StationEncoder, StationFeatures, is_table, summary
+from vfm_inverse.posterior.variational import VariationalFlowMap
+from vfm_inverse.problem.inverse_problem import InverseProblem
+from vfm_inverse.runs.loading import load
 
 SHAPES = {"coords": (6, 2), "mask": (6,), "sigma": (6,)}
 
@@ -168,11 +168,11 @@ def test_the_encoder_has_forward_and_reverse_derivatives_of_an_empty_table_too()
 def test_fixed_stations_that_are_switched_off_keep_an_exact_start(network: str) -> None:
     made = problems.load("gaussian-field", size=8, num_points=5)
     problem = InverseProblem(
-        made._prior,
+        made._splits.prior,
         physics=made.physics,
         params=lambda num: {"mask": (torch.rand(num, 5) < 0.5).float()},
     )
-    vfm = build(problem, network=network, num_simulations=500, width=8)
+    vfm = VariationalFlowMap.for_problem(problem, network=network, num_simulations=500, width=8)
     x, y, _ = problem.simulate(2, seed=0)
     everything, first = torch.ones(2, 5), (torch.arange(5) < 1).float().expand(2, 5)
     y = made.observe(x, seed=0)
@@ -228,7 +228,7 @@ def test_a_location_follows_the_coordinate_of_the_grid() -> None:
     """Uneven and descending coordinates are positions between nodes."""
     made = changing(size=5)
     problem = InverseProblem(
-        made._prior,
+        made._splits.prior,
         physics=made.physics,
         params=lambda num: made.sample_params(num),
         dims=("lat", "lon"),
@@ -276,7 +276,7 @@ def exact_moments(problem: InverseProblem, start: object, whitening: object, y, 
 
 def test_the_start_is_exact_kriging_for_any_network() -> None:
     problem = changing(size=16, num_points=24, sigma=(0.05, 0.5))
-    vfm = build(problem, num_simulations=500)
+    vfm = VariationalFlowMap.for_problem(problem, num_simulations=500)
     assert isinstance(vfm.start, VaryingOperatorStart)
     _, y, params = problem.simulate(16, seed=4)
     params["mask"][0], params["mask"][1] = 0.0, 1.0
@@ -298,7 +298,9 @@ def test_a_map_answers_tables_whatever_their_padding_and_order(
     network: str, observation: str
 ) -> None:
     problem = changing()
-    vfm = build(problem, network=network, observation=observation, width=8, num_simulations=600)
+    vfm = VariationalFlowMap.for_problem(
+        problem, network=network, observation=observation, width=8, num_simulations=600
+    )
     for parameter in vfm.networks.parameters():  # as after training
         torch.nn.init.normal_(parameter, std=0.05)
     y, params = tables()
@@ -317,9 +319,9 @@ def test_a_map_answers_tables_whatever_their_padding_and_order(
 
 def test_a_contraction_leaves_alone_what_is_not_informed() -> None:
     problem = changing()
-    vfm = build(problem, num_simulations=500)
+    vfm = VariationalFlowMap.for_problem(problem, num_simulations=500)
     start = vfm.start(*tables())
-    q = Contraction(vfm.start.rank)(torch.randn(5, 2 * vfm.start.rank), start)
+    q = Contraction(64, vfm.start.rank)(torch.randn(5, 2 * vfm.start.rank), start)
     assert bool((q.scale[0] == 1).all()) and bool((q.scale[-1] != start.scale[-1]).all())
     dense = torch.distributions.MultivariateNormal(q.loc, q.covariance_matrix)
     z = torch.randn(3, 5, 64)
@@ -328,7 +330,7 @@ def test_a_contraction_leaves_alone_what_is_not_informed() -> None:
 
 def test_a_table_map_is_stored_and_read_back(tmp_path) -> None:
     problem = changing()
-    vfm = build(problem, num_simulations=500, width=8)
+    vfm = VariationalFlowMap.for_problem(problem, num_simulations=500, width=8)
     vfm.save(tmp_path / "model.safetensors")
     again = load(tmp_path / "model.safetensors", warn=False)
     y, params = tables()
@@ -347,9 +349,11 @@ def test_tables_of_a_simulator_are_encoded_as_a_set(network: str) -> None:
         return exact.observe(x, **params)
 
     problem = InverseProblem(
-        exact._prior, simulator=simulate, params=lambda n: exact.sample_params(n)
+        exact._splits.prior, simulator=simulate, params=lambda n: exact.sample_params(n)
     )
-    vfm = build(problem, num_simulations=500, width=8, network=network, gaussian_start=False)
+    vfm = VariationalFlowMap.for_problem(
+        problem, num_simulations=500, width=8, network=network, gaussian_start=False
+    )
     assert isinstance(vfm.features, StationFeatures)
     vi.fit(vfm, problem, steps=3, batch_size=8, num_validation=16, validations=1, progress=False)
     y, params = tables()

@@ -13,13 +13,14 @@ import torch
 import xarray as xr
 
 import vfm_inverse as vi
-from vfm_inverse import problems, streaming
-from vfm_inverse.card import CalibrationWarning
-from vfm_inverse.labelled import save_netcdf, to_xarray
-from vfm_inverse.netcdf_files import check_content
-from vfm_inverse.problem import InverseProblem
-from vfm_inverse.randomness import seeded
-from vfm_inverse.streaming import Plan, sample_to_netcdf
+from vfm_inverse import problems
+from vfm_inverse.formats.netcdf_files import check_content
+from vfm_inverse.labelled import blocks as streaming
+from vfm_inverse.labelled.blocks import Plan, sample_to_netcdf
+from vfm_inverse.labelled.write import save_netcdf, to_xarray
+from vfm_inverse.problem.inverse_problem import InverseProblem
+from vfm_inverse.runtime.randomness import seeded
+from vfm_inverse.runtime.warnings import CalibrationWarning
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +158,7 @@ def test_draws_take_the_memory_of_the_result(
     made: tuple[vi.VariationalFlowMap, InverseProblem],
 ) -> None:
     """The same numbers as when noise and draws were held apart, without a second copy."""
-    from vfm_inverse.adapter import standard_law, unstandardize
+    from vfm_inverse.gaussian.frames import standard_law, unstandardize
 
     vfm, problem = made
     _, y, params = problem.simulate(3, seed=1)

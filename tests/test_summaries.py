@@ -10,11 +10,14 @@ import torch
 import xarray as xr
 
 import vfm_inverse as vi
-from vfm_inverse import labelled, problems, streaming, summaries
-from vfm_inverse.cli import main
-from vfm_inverse.correction.ensemble import Ensemble
-from vfm_inverse.netcdf_files import check_content
-from vfm_inverse.problem import InverseProblem
+from vfm_inverse import problems
+from vfm_inverse.cli.program import main
+from vfm_inverse.formats.netcdf_files import check_content
+from vfm_inverse.labelled import blocks as streaming
+from vfm_inverse.labelled import write as labelled
+from vfm_inverse.posterior.ensemble import Ensemble
+from vfm_inverse.problem.inverse_problem import InverseProblem
+from vfm_inverse.statistics import summaries
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import xarray as xr
 from scipy import stats
 
 from tests.benchmarks.power import FAULTS, simulate
-from vfm_inverse.tarp import Tarp, tarp
+from vfm_inverse.statistics.joint_coverage import Tarp, tarp
 
 
 def test_exact_posteriors_are_rejected_at_the_nominal_rate() -> None:

@@ -12,8 +12,9 @@ import torch
 
 import vfm_inverse as vi
 from vfm_inverse import problems
-from vfm_inverse.problem import InverseProblem
-from vfm_inverse.training import Run, fit, resolve_device, warn_of_collapse
+from vfm_inverse.problem.inverse_problem import InverseProblem
+from vfm_inverse.training.loop import fit, resolve_device, warn_of_collapse
+from vfm_inverse.training.state import TrainingState
 
 
 def problem() -> InverseProblem:
@@ -102,14 +103,14 @@ def test_a_killed_run_resumes_to_the_same_bits(
     settings = {**QUICK, "steps": 30, "checkpoint_every": 10}
     fit(whole, problem(), checkpoint_dir=tmp_path / "whole", **settings)
 
-    advance, calls = Run.advance, iter(range(1000))
+    advance, calls = TrainingState.advance, iter(range(1000))
 
-    def killed(self: Run, *args: object) -> object:
+    def killed(self: TrainingState, *args: object) -> object:
         if next(calls) == 24:
             raise KeyboardInterrupt
         return advance(self, *args)
 
-    monkeypatch.setattr(Run, "advance", killed)
+    monkeypatch.setattr(TrainingState, "advance", killed)
     first = build(mode)
     with pytest.raises(KeyboardInterrupt):
         fit(first, problem(), checkpoint_dir=tmp_path / "cut", **settings)

@@ -12,11 +12,12 @@ from deepinv.physics import Denoising, GaussianNoise
 
 import vfm_inverse as vi
 from vfm_inverse import calibration, problems
-from vfm_inverse.card import Card, certify
-from vfm_inverse.problem import InverseProblem
-from vfm_inverse.report import write_report
-from vfm_inverse.training import fit
-from vfm_inverse.training_summary import training_summary
+from vfm_inverse.calibration.certification import certify
+from vfm_inverse.posterior.card import Card
+from vfm_inverse.problem.inverse_problem import InverseProblem
+from vfm_inverse.report.page import write_report
+from vfm_inverse.training.loop import fit
+from vfm_inverse.training.summary import training_summary
 
 QUICK: dict[str, Any] = {"batch_size": 32, "num_validation": 128, "progress": False}
 QUICK |= {"device": "cpu", "log_every": 1000}

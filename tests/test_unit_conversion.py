@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from vfm_inverse.units import converted, duration, is_time, same_units
+from vfm_inverse.formats.units import converted, duration, is_time, same_units
 
 EQUAL = [
     ("kelvin", "K"),

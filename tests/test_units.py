@@ -17,7 +17,7 @@ from torch.distributions import Independent, Normal
 import vfm_inverse as vi
 from vfm_inverse import correction
 from vfm_inverse.operators import PointObservations
-from vfm_inverse.problem import InverseProblem
+from vfm_inverse.problem.inverse_problem import InverseProblem
 
 DOUBLE = torch.float64
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}

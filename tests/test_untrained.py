@@ -10,8 +10,7 @@ import torch
 
 import vfm_inverse as vi
 from vfm_inverse import calibration, problems
-from vfm_inverse.card import weights_fingerprint
-from vfm_inverse.untrained import untrained
+from vfm_inverse.posterior.untrained import untrained
 
 SMALL: dict[str, Any] = {"width": 8, "depth": 1, "num_simulations": 500}
 
@@ -30,11 +29,11 @@ def test_it_is_what_the_networks_start_from(observation: str) -> None:
     with torch.no_grad():
         for parameter in vfm.networks.parameters():
             parameter += 0.3 * torch.randn_like(parameter)
-    weights = weights_fingerprint(vfm)
+    weights = vfm.weights_fingerprint()
     trained = draws(vfm)
     torch.testing.assert_close(draws(untrained(vfm)), before, atol=1e-5, rtol=1e-5)
     # The map itself is left as it was.
-    assert weights_fingerprint(vfm) == weights
+    assert vfm.weights_fingerprint() == weights
     assert torch.equal(draws(vfm), trained) and not torch.allclose(trained, before)
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from vfm_inverse import problems
-from vfm_inverse.problem import InverseProblem
-from vfm_inverse.validity import FALSE_ALARM, ValidRange
+from vfm_inverse.posterior.validity import FALSE_ALARM, ValidRange
+from vfm_inverse.problem.inverse_problem import InverseProblem
 
 Params = dict[str, Tensor]
 

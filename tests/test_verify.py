@@ -14,7 +14,7 @@ from deepinv.physics.functional.blur import gaussian_blur
 from torch import Tensor
 
 from vfm_inverse import operators, problems
-from vfm_inverse.cli import main
+from vfm_inverse.cli.program import main
 from vfm_inverse.operators import Verification, verify
 
 X = torch.randn(3, 1, 6, generator=torch.Generator().manual_seed(0))
@@ -488,7 +488,7 @@ def test_the_command_refuses(
 def test_a_problem_without_physics_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from vfm_inverse.problem import InverseProblem
+    from vfm_inverse.problem.inverse_problem import InverseProblem
 
     blind = InverseProblem(torch.rand(30, 2), simulator=lambda x: x)
     monkeypatch.setattr(problems, "load", lambda name: blind)

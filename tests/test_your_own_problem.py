@@ -15,8 +15,8 @@ from torch import Tensor
 
 import vfm_inverse as vi
 from vfm_inverse import calibration
-from vfm_inverse.encoders import FieldFeatures
-from vfm_inverse.problem import InverseProblem
+from vfm_inverse.networks.encoders import FieldFeatures
+from vfm_inverse.problem.inverse_problem import InverseProblem
 
 
 def waves(num: int, length: int = 16) -> Tensor:

@@ -7,20 +7,22 @@ vfm_inverse`` and the command line's ``--help`` do not wait for torch and deepin
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
+
+from vfm_inverse.runtime.lazy import lookup
+from vfm_inverse.runtime.version import __version__
 
 if TYPE_CHECKING:
     from vfm_inverse import calibration, correction, operators, problems
-    from vfm_inverse.adapter import NoiseAdapter
-    from vfm_inverse.checkpoint import load
-    from vfm_inverse.flow_map import FlowMap
-    from vfm_inverse.inference_data import to_arviz
-    from vfm_inverse.labelled import summary, to_xarray
-    from vfm_inverse.likelihood import Likelihood
-    from vfm_inverse.posterior import VariationalFlowMap
-    from vfm_inverse.problem import InverseProblem
-    from vfm_inverse.training import fit
+    from vfm_inverse.flow.adapter import NoiseAdapter
+    from vfm_inverse.flow.flow_map import FlowMap
+    from vfm_inverse.labelled.arviz import to_arviz
+    from vfm_inverse.labelled.write import summary, to_xarray
+    from vfm_inverse.posterior.variational import VariationalFlowMap
+    from vfm_inverse.problem.inverse_problem import InverseProblem
+    from vfm_inverse.problem.likelihood import Likelihood
+    from vfm_inverse.runs.loading import load
+    from vfm_inverse.training.loop import fit
 
 __all__ = [
     "FlowMap",
@@ -40,34 +42,26 @@ __all__ = [
     "to_xarray",
 ]
 
-try:
-    __version__ = version("vfm-inverse")
-except PackageNotFoundError:  # a source tree that was never installed
-    __version__ = "0+unknown"
-
-_HOME = {
-    "FlowMap": "flow_map",
-    "InverseProblem": "problem",
-    "Likelihood": "likelihood",
-    "NoiseAdapter": "adapter",
-    "VariationalFlowMap": "posterior",
-    "fit": "training",
-    "load": "checkpoint",
-    "summary": "labelled",
-    "to_arviz": "inference_data",
-    "to_xarray": "labelled",
+_SUBMODULES = ("calibration", "correction", "operators", "problems")
+_HOMES = {
+    "FlowMap": "vfm_inverse.flow.flow_map",
+    "InverseProblem": "vfm_inverse.problem",
+    "Likelihood": "vfm_inverse.problem.likelihood",
+    "NoiseAdapter": "vfm_inverse.flow.adapter",
+    "VariationalFlowMap": "vfm_inverse.posterior.variational",
+    "fit": "vfm_inverse.training",
+    "load": "vfm_inverse.runs.loading",
+    "summary": "vfm_inverse.labelled",
+    "to_arviz": "vfm_inverse.labelled.arviz",
+    "to_xarray": "vfm_inverse.labelled",
 }
-_SUBMODULES = frozenset({"calibration", "correction", "operators", "problems"})
 
 
 def __getattr__(name: str) -> Any:
     if name in _SUBMODULES:
         return import_module(f"vfm_inverse.{name}")
-    if name in _HOME:
-        value = getattr(import_module(f"vfm_inverse.{_HOME[name]}"), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module 'vfm_inverse' has no attribute {name!r}")
+    globals()[name] = value = lookup(__name__, _HOMES, name)
+    return value
 
 
 def __dir__() -> list[str]:

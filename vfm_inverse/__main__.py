@@ -2,7 +2,7 @@
 
 import sys
 
-from vfm_inverse.cli import main
+from vfm_inverse.cli.program import main
 
 if __name__ == "__main__":
     sys.exit(main())

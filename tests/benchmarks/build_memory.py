@@ -82,7 +82,7 @@ def photographs(size: int) -> vi.InverseProblem:
 
     from skimage import io
 
-    from vfm_inverse.problems import photographs as shipped
+    from vfm_inverse.problems.shared import photographs as shipped
 
     pictures = []
     for name in shipped.TRAIN:

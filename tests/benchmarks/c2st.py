@@ -26,7 +26,7 @@ from torch import Tensor
 
 from tests.benchmarks.common import run
 from vfm_inverse import problems
-from vfm_inverse.problem import InverseProblem
+from vfm_inverse.problem.inverse_problem import InverseProblem
 
 # problem of this package: folder of the benchmark
 TASKS = {

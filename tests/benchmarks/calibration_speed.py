@@ -27,8 +27,9 @@ from torch import Tensor
 
 import vfm_inverse as vi
 from tests.benchmarks.common import run
-from vfm_inverse import calibration, problems, ranks
-from vfm_inverse.tarp import tarp
+from vfm_inverse import calibration, problems
+from vfm_inverse.statistics import ranks
+from vfm_inverse.statistics.joint_coverage import tarp
 
 SIGMA = 0.5
 

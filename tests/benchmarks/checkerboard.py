@@ -25,8 +25,9 @@ from torch import Tensor
 
 import vfm_inverse as vi
 from tests.benchmarks.common import run
-from vfm_inverse import problems, scores
+from vfm_inverse import problems
 from vfm_inverse.problems.checkerboard import on_board
+from vfm_inverse.statistics import scores
 
 SIGMA = 0.1
 

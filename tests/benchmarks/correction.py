@@ -23,8 +23,9 @@ from torch import Tensor
 
 import vfm_inverse as vi
 from tests.benchmarks.common import run
-from vfm_inverse import correction, problems, scores
+from vfm_inverse import correction, problems
 from vfm_inverse.correction.stein import stein_test
+from vfm_inverse.statistics import scores
 
 DRAWS = 4096
 

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from tests.benchmarks.common import run
 from vfm_inverse import problems
-from vfm_inverse.problem import InverseProblem
+from vfm_inverse.problem.inverse_problem import InverseProblem
 
 SHAPE = (1, 8, 8)
 SHORTEST, LONGEST = 4, 12

@@ -1,7 +1,7 @@
 """The weights of the demo: ``python -m tests.benchmarks.demo_checkpoint --out RUN``.
 
 Trains the demo's map in the folder RUN (interrupted, it goes on from there) and writes the
-averaged weights, in half precision, to ``vfm_inverse/data/demo.safetensors``. Coordinates and
+averaged weights, in half precision, to ``vfm_inverse/cli/demo.safetensors``. Coordinates and
 start are not in the file: the demo builds them anew from the same seed. The adapter of this map is
 not trained and not in it either. ``--write`` only writes what RUN has come to.
 """
@@ -15,10 +15,11 @@ from typing import Any
 import torch
 
 from tests.benchmarks.common import run
-from vfm_inverse import checkpoint, fit, problems
-from vfm_inverse.build import build
-from vfm_inverse.demo import PROBLEM, SEED, WEIGHTS
-from vfm_inverse.training_files import STATE, selected
+from vfm_inverse import fit, problems
+from vfm_inverse.cli.demo import PROBLEM, SEED, WEIGHTS
+from vfm_inverse.posterior.variational import VariationalFlowMap
+from vfm_inverse.runtime import storage
+from vfm_inverse.training.files import STATE, selected
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
@@ -26,7 +27,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     if not args.write:
         problem = problems.load(**PROBLEM)
         fit(
-            build(problem, seed=SEED),
+            VariationalFlowMap.for_problem(problem, seed=SEED),
             problem,
             steps=args.steps,
             batch_size=args.batch,
@@ -36,11 +37,11 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             checkpoint_dir=args.out,
             resume=True,
         )
-    state, header = checkpoint.read(args.out / STATE, "training")
+    state, header = storage.read(args.out / STATE, "training")
     weights = {k: v.half() for k, v in selected("average.flow_map", state).items()}
     made = {"problem": PROBLEM, "seed": SEED, "steps": header["step"], "batch_size": args.batch}
     WEIGHTS.parent.mkdir(exist_ok=True)
-    checkpoint.write(WEIGHTS, weights, "demo", made)
+    storage.write(WEIGHTS, weights, "demo", made)
     return {**made, "bytes": WEIGHTS.stat().st_size}
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 import vfm_inverse as vi
 from tests.benchmarks.common import gaussian_errors, run, sbc
 from vfm_inverse import problems
-from vfm_inverse.problem import InverseProblem
+from vfm_inverse.problem.inverse_problem import InverseProblem
 
 SIZES = {16: 24, 32: 64}
 """Side of the grid: number of stations."""

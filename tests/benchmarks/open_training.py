@@ -10,8 +10,8 @@ from typing import Any
 
 from tests.benchmarks.common import run
 from vfm_inverse import problems
-from vfm_inverse.posterior import VariationalFlowMap
-from vfm_inverse.training import fit
+from vfm_inverse.posterior.variational import VariationalFlowMap
+from vfm_inverse.training.loop import fit
 
 CASES: dict[str, tuple[dict[str, Any], int]] = {
     "linear-gaussian": ({}, 64),

@@ -20,7 +20,7 @@ from torch.func import jvp
 from tests.benchmarks.common import run
 from vfm_inverse import operators, problems
 from vfm_inverse.operators import KuramotoSivashinsky, Lorenz63, Trajectory, Vorticity
-from vfm_inverse.random_fields import MaternField
+from vfm_inverse.problem.random_fields import MaternField
 
 BATCH = 64
 

@@ -14,9 +14,10 @@ from torch import Tensor
 
 import vfm_inverse as vi
 from tests.benchmarks.common import run
-from vfm_inverse import problems, scores
-from vfm_inverse.problem import InverseProblem
+from vfm_inverse import problems
+from vfm_inverse.problem.inverse_problem import InverseProblem
 from vfm_inverse.problems.photo_deblur import gaussian_prior_posterior
+from vfm_inverse.statistics import scores
 
 
 def figures_of(

@@ -23,21 +23,26 @@ from scipy import stats
 from torch import Tensor
 
 from tests.benchmarks.common import run
-from vfm_inverse import calibration, ranks, scores
+from vfm_inverse import calibration
 from vfm_inverse.correction.stein import stein_test
-from vfm_inverse.local_tests import local_c2st
-from vfm_inverse.marginals import marginals
-from vfm_inverse.quantities import default_quantities, evaluate
-from vfm_inverse.randomness import seeded
-from vfm_inverse.tarp import tarp
+from vfm_inverse.runtime.randomness import seeded
+from vfm_inverse.statistics import ranks, scores
+from vfm_inverse.statistics.joint_coverage import tarp
+from vfm_inverse.statistics.local_c2st import local_c2st
+from vfm_inverse.statistics.marginals import marginals
+from vfm_inverse.statistics.quantities import default_quantities, evaluate
 
-#: Data of the four unknowns: sums of neighbours, which leave the posterior correlated.
 DESIGN = torch.tensor([[1.0, 1.0, 0.0, 0.0], [0.0, 1.0, 1.0, 0.0], [0.0, 0.0, 1.0, 1.0]])
+"""Data of the four unknowns: sums of neighbours, which leave the posterior correlated."""
+
 SIGMA = 0.5
-#: Level of every test.
+
 LEVEL = 0.05
-#: Numbers in the draws of the repetitions that are computed together.
+"""Level of every test."""
+
 NUMBERS = 2**24
+"""Numbers in the draws of the repetitions that are computed together."""
+
 FAULTS = ("exact", "shift 0.3", "std x 0.8", "std x 1.25", "prior", "correlation lost")
 
 
@@ -151,7 +156,7 @@ def outside(rank: np.ndarray, num_draws: int, level: float) -> np.ndarray:
 
 @cache
 def band(num_draws: int, num_simulations: int, level: float) -> tuple[np.ndarray, np.ndarray]:
-    """:func:`vfm_inverse.ranks.ecdf_band`, once for all repetitions and faults."""
+    """:func:`vfm_inverse.statistics.ranks.ecdf_band`, once for all repetitions and faults."""
     positions, _ = ranks.ecdf_counts(np.zeros((1, 1)), num_draws)
     return ranks.ecdf_band(positions, num_simulations, level)
 

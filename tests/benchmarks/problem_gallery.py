@@ -32,16 +32,17 @@ from torch import Tensor
 
 from tests.benchmarks.common import rounded
 from tests.benchmarks.problem_pictures import picture
-from vfm_inverse import cli, problems, runs
-from vfm_inverse.posterior import VariationalFlowMap
-from vfm_inverse.problem import InverseProblem
-from vfm_inverse.randomness import seeded
-from vfm_inverse.scores import energy_score
+from vfm_inverse import problems
+from vfm_inverse.cli import program as cli
+from vfm_inverse.posterior.variational import VariationalFlowMap
+from vfm_inverse.problem.inverse_problem import InverseProblem
+from vfm_inverse.runs import folder as runs
+from vfm_inverse.runtime.randomness import seeded
+from vfm_inverse.statistics.scores import energy_score
 
 ROOT = Path(__file__).resolve().parents[2]
 BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
-#: Optimiser steps and simulations a step. The start is exact for the linear Gaussian problems, so
-#: that training has nothing to find there; the others stop while they still improve.
+
 SETTINGS: dict[str, tuple[int, int]] = {
     "heat": (100, 64),
     "gravity": (100, 64),
@@ -62,11 +63,16 @@ SETTINGS: dict[str, tuple[int, int]] = {
     "photo-deblur": (500, 64),
     "photo-inpaint": (500, 64),
 }
+"""Optimiser steps and simulations a step. The start is exact for the linear Gaussian problems, so
+that training has nothing to find there; the others stop while they still improve."""
+
 VECTOR = (2000, 128)
-#: Where a simulation takes milliseconds, fewer of them for the Gaussian start.
+
 FURTHER = {"fwi-small": {"model.num_simulations": 8000}}
-# Cells of a field: simulations and draws of the calibration, simulations of a validation.
+"""Where a simulation takes milliseconds, fewer of them for the Gaussian start."""
+
 EFFORT = {0: (1000, 255, 512), 16 * 16: (300, 63, 64), 24 * 24: (200, 39, 64)}
+"""Cells of a field: simulations and draws of the calibration, simulations of a validation."""
 
 
 def command(name: str, folder: Path, cells: int) -> list[str]:

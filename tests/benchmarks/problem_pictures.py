@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from vfm_inverse.canvas import (
+from vfm_inverse.labelled.write import to_xarray
+from vfm_inverse.posterior.variational import VariationalFlowMap
+from vfm_inverse.problem.inverse_problem import InverseProblem
+from vfm_inverse.report.canvas import (
     BLACK,
     BLUE,
     GREY,
@@ -23,10 +26,7 @@ from vfm_inverse.canvas import (
     image,
     styled,
 )
-from vfm_inverse.labelled import to_xarray
-from vfm_inverse.posterior import VariationalFlowMap
-from vfm_inverse.problem import InverseProblem
-from vfm_inverse.randomness import seeded
+from vfm_inverse.runtime.randomness import seeded
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

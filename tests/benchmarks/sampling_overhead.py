@@ -16,7 +16,7 @@ import torch
 import vfm_inverse as vi
 from tests.benchmarks.common import run
 from vfm_inverse import problems
-from vfm_inverse.posterior import CHUNK_NUMBERS
+from vfm_inverse.posterior.push_forward import CHUNK_NUMBERS
 
 CASES: dict[str, tuple[str, dict[str, int], int]] = {
     "linear-gaussian, dim 32": ("linear-gaussian", {"dim": 32, "obs_dim": 16}, 4000),

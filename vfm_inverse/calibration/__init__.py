@@ -8,11 +8,13 @@ returned for the posterior (Modrák et al. 2023, arXiv 2211.02383).
 
 * :func:`calibrate` simulates, draws and counts; resumable, and by parts that :func:`merge` joins.
 * :func:`from_draws` takes the draws of any other program.
+* :func:`certify` gives a map the card of its calibration.
 * :func:`posterior_sbc` asks the question at one observation instead of over the prior.
 
 **Families of tests.**  ``ranks``: ECDF test of each quantity's ranks; ``density``: the same of its
-density ranks, which see a wrong width first (:mod:`vfm_inverse.marginals`); ``joint``: TARP
-(:mod:`vfm_inverse.tarp`); ``local``: L-C2ST (:mod:`vfm_inverse.local_tests`), on request.
+density ranks, which see a wrong width first (:mod:`vfm_inverse.statistics.marginals`); ``joint``:
+TARP (:mod:`vfm_inverse.statistics.joint_coverage`); ``local``: L-C2ST
+(:mod:`vfm_inverse.statistics.local_c2st`), on request.
 
 **Verdict.**  With ``F`` families and ``Q`` quantities, ``fail`` when a p-value of a quantity is at
 most ``alpha / (F Q)`` or one of the other families at most ``alpha / F`` (Bonferroni, as the tests
@@ -22,11 +24,12 @@ over the field's own elements say where and how; thousands of dependent elements
 of their own.  The *grades* (:func:`grades`) say aspect by aspect how large the differences are.
 """
 
+from vfm_inverse.calibration.certification import certify
+from vfm_inverse.calibration.given_draws import from_draws
 from vfm_inverse.calibration.grading import grades
 from vfm_inverse.calibration.merging import merge
-from vfm_inverse.calibration.observed import posterior_sbc
-from vfm_inverse.calibration.samples import from_draws
+from vfm_inverse.calibration.one_observation import posterior_sbc
 from vfm_inverse.calibration.simulations import calibrate
-from vfm_inverse.tally import LEVELS
+from vfm_inverse.calibration.tally import LEVELS
 
-__all__ = ["LEVELS", "calibrate", "from_draws", "grades", "merge", "posterior_sbc"]
+__all__ = ["LEVELS", "calibrate", "certify", "from_draws", "grades", "merge", "posterior_sbc"]

@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vfm_inverse.arrays import real_tensor
-from vfm_inverse.calibration.parts import data_hash
-from vfm_inverse.card import weights_fingerprint
-from vfm_inverse.randomness import seeded
+from vfm_inverse.calibration.shards import data_hash
+from vfm_inverse.runtime.arrays import real_tensor, rows_of
+from vfm_inverse.runtime.randomness import seeded
 
 __all__ = ["VARIES", "ask", "draws_of", "fingerprint", "log_score"]
 
@@ -100,16 +99,16 @@ def fingerprint(
         seed: of these draws.
         chunk: numbers that one call of ``sample`` may ask for.
     """
-    from vfm_inverse.posterior import VariationalFlowMap
+    from vfm_inverse.posterior.variational import VariationalFlowMap
 
     if isinstance(function, VariationalFlowMap):
-        return f"weights {weights_fingerprint(function)[:16]}"
+        return f"weights {function.weights_fingerprint()[:16]}"
     fit = max(1, min(ASKED, len(x), chunk // x[0].numel()))
     rows = torch.from_numpy(np.unique(np.linspace(0, len(x) - 1, fit).round().astype(int)))
     rows = rows.to(x.device)
     num = max(1, min(16, chunk // (len(rows) * x[0].numel())))
     shape = torch.Size([num, *x[rows].shape])
-    seen = {key: value[rows] for key, value in params.items()}
+    seen = rows_of(params, rows)
 
     def look() -> str:
         with torch.no_grad(), seeded(seed):

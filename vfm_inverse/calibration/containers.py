@@ -14,8 +14,8 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from vfm_inverse.arrays import real_array, real_tensor
-from vfm_inverse.units import same_units
+from vfm_inverse.formats.units import same_units
+from vfm_inverse.runtime.arrays import real_array, real_tensor
 
 __all__ = [
     "aligned",
@@ -27,8 +27,8 @@ __all__ = [
     "tensor_of",
 ]
 
-#: Names under which the two first dimensions of a labelled array are found.
 DRAW, SIMULATION = ("draw", "sample"), ("simulation", "observation")
+"""Names under which the two first dimensions of a labelled array are found."""
 
 
 def one_array(value: Any, name: str, variable: str | None = None) -> Any:

@@ -37,17 +37,16 @@ from typing import Literal, NamedTuple
 import numpy as np
 import xarray as xr
 
-from vfm_inverse.meanings import family, is_own, unit_of
+from vfm_inverse.statistics.meanings import family, is_own, unit_of
 
 __all__ = ["ABOUT", "Grade", "grades"]
 
-#: An offset in posterior standard deviations, a share of truths, an amplitude that matter.
 OFFSET, SHARE, ROUGH = 0.1, 0.025, 0.05
+"""An offset in posterior standard deviations, a share of truths, an amplitude that matter."""
 
-#: Levels of intervals that are looked at.
 SEEN = (0.5, 0.9)
+"""Levels of intervals that are looked at."""
 
-#: Quantities of each aspect; the first two are of the same ones.
 ASPECTS: dict[str, tuple[str, ...]] = {
     "means": ("pixel", "x"),
     "intervals": ("pixel", "x"),
@@ -57,8 +56,8 @@ ASPECTS: dict[str, tuple[str, ...]] = {
     "whole field": ("distance", "norm"),
     "fit to the data": ("log_likelihood",),
 }
+"""Quantities of each aspect; the first two are of the same ones."""
 
-#: What each aspect is.
 ABOUT = {
     "means": "where draws of single places, or single numbers, are centred",
     "intervals": "how often intervals of single places, or single numbers, hold the truth",
@@ -70,6 +69,7 @@ ABOUT = {
     "own quantities": "the quantities that were asked for: place and intervals",
     "single observations": "whether draws are wrong for some observations, by classifiers",
 }
+"""What each aspect is."""
 
 TITLES = {
     "max": "the maximum",
@@ -99,7 +99,7 @@ def grades(report: xr.Dataset) -> tuple[Grade, ...]:
     """The grades of the aspects that a report has quantities for.
 
     Args:
-        report: From ``calibration.calibrate``, ``from_draws`` or ``merge``.
+        report: from ``calibration.calibrate``, ``from_draws`` or ``merge``.
 
     Returns:
         Means and intervals of single places, regional means, extremes, small scales, the whole

@@ -10,16 +10,16 @@ import numpy as np
 import xarray as xr
 from torch import Tensor
 
-from vfm_inverse.calibration.labels import MapLabels
-from vfm_inverse.calibration.parts import compare, read_part
+from vfm_inverse.calibration.map_labels import MapLabels
 from vfm_inverse.calibration.settings import check_flags, check_problem, level_of
+from vfm_inverse.calibration.shards import compare, read_part
 from vfm_inverse.calibration.simulations import report_of
-from vfm_inverse.quantities import Quantity
-from vfm_inverse.tally import Tally
-from vfm_inverse.tarp import Tarp
+from vfm_inverse.calibration.tally import Tally
+from vfm_inverse.statistics.joint_coverage import Tarp
+from vfm_inverse.statistics.quantities import Quantity
 
 if TYPE_CHECKING:
-    from vfm_inverse.problem import InverseProblem
+    from vfm_inverse.problem.inverse_problem import InverseProblem
 
 __all__ = ["merge"]
 
@@ -34,17 +34,17 @@ def merge(
     """One report of the parts that :func:`calibrate` with ``shard`` wrote.
 
     Args:
-        paths: Files of all parts, in any order.
+        paths: files of all parts, in any order.
         problem: gives the maps its labels; plain ones where missing.
-        alpha: Probability with which a calibrated posterior may fail.
-        partial: Report on what there is where parts are missing or unfinished.
+        alpha: probability with which a calibrated posterior may fail.
+        partial: report on what there is where parts are missing or unfinished.
 
     Returns:
         The report of one run over all simulations of the parts, bit for bit.
 
     Raises:
-        FileNotFoundError: A part is missing where ``paths`` says.
-        ValueError: No part, parts of different settings or posteriors, a simulation in two parts,
+        FileNotFoundError: a part is missing where ``paths`` says.
+        ValueError: no part, parts of different settings or posteriors, a simulation in two parts,
             or simulations in none without ``partial``.
     """
     alpha = level_of(alpha)

@@ -13,18 +13,20 @@ which has no zero, the gain :math:`\bar b - \bar s` in nats.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 from scipy import stats
 
-from vfm_inverse import ranks
 from vfm_inverse.calibration.grading import grades
-from vfm_inverse.calibration.labels import MapLabels
-from vfm_inverse.calibration.local import local_map
+from vfm_inverse.calibration.local_map import local_map
+from vfm_inverse.calibration.map_labels import MapLabels
+from vfm_inverse.calibration.tally import LEVELS, OF_QUANTITIES, Tally
 from vfm_inverse.calibration.verdict import state_verdict
-from vfm_inverse.tally import LEVELS, OF_QUANTITIES, SCORES, Tally
+from vfm_inverse.statistics import ranks, scores
+from vfm_inverse.statistics.joint_coverage import Tarp
+from vfm_inverse.statistics.meanings import with_long_names
 
 __all__ = ["make_report"]
 
@@ -95,105 +97,39 @@ def make_report(
     Args:
         tally: of at least two simulations.
         labels: of the field.
-        alpha: Probability with which a calibrated posterior may fail.
-        attrs: Attributes to add.
+        alpha: probability with which a calibrated posterior may fail.
+        attrs: attributes to add.
     """
-    further = local_map(tally) if tally.local else None
-    num, num_draws, names = tally.done, tally.num_draws, list(tally.quantities)
     single = {name: value[tally.seen] for name, value in tally.single.items()}
+    further = local_map(tally) if tally.local else None
     families = ["ranks", "density"]
     families += ["joint"] if tally.joint is not None else []
     families += ["local"] if further is not None else []
-    rank, density = single["ranks"], single["density_ranks"]
-    positions, counts = ranks.ecdf_counts(rank, num_draws)
-    p_value = ranks.ecdf_p_value(counts, positions, num)
-    density_p = ranks.ecdf_p_value(ranks.ecdf_counts(density, num_draws)[1], positions, num)
-    tests = len(names) * len(families)
-    lower, upper = ranks.ecdf_band(positions, num, alpha / tests)
-    bins = rank.astype(np.int64) * tally.num_bins // (num_draws + 1)
-    histogram = np.stack([(bins == b).sum(0) for b in range(tally.num_bins)])
-    chi2, chi2_p_value = ranks.chi2_test(histogram, num_draws)
-    zeta = stats.norm.ppf((rank + 0.5) / (num_draws + 1))
-    scale = stats.norm.ppf((np.arange(num_draws + 1) + 0.5) / (num_draws + 1)).std()
-    # With most truths outside all draws the ranks tell the side and a bound, but no width.
-    saturated = ((rank == 0) | (rank == num_draws)).mean(0) > 0.5
-    sums = {name: total.value for name, total in tally.sums.items()}
-    where, unit, shaped = labels.dims, labels.attrs, labels.reshape
-    element_chi2, _ = ranks.chi2_test(sums["bins"], num_draws)
-    spread, skill = np.sqrt(sums["spread"] / num), np.sqrt(sums["skill"] / num)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.where(skill > 0, spread / skill, np.nan)
-    data: dict[str, Any] = {
-        "ranks": (("simulation", "quantity"), rank),
-        "p_value": ("quantity", p_value),
-        "p_adjusted": ("quantity", np.minimum(p_value * tests, 1.0)),
-        "density_ranks": (("simulation", "quantity"), density),
-        "density_p_value": ("quantity", density_p),
-        "density_p_adjusted": ("quantity", np.minimum(density_p * tests, 1.0)),
-        "chi2_per_dof": ("quantity", chi2),
-        "chi2_p_value": ("quantity", chi2_p_value),
-        "offset": ("quantity", -zeta.mean(0) / scale),
-        "width": ("quantity", np.where(saturated, np.nan, scale / zeta.std(0).clip(min=1e-3))),
-        "ecdf_difference": (("quantity", "position"), (counts / num - positions[:, None]).T),
-        "ecdf_lower": ("position", lower / num - positions),
-        "ecdf_upper": ("position", upper / num - positions),
-        "histogram": (("quantity", "bin"), histogram.T),
-        "coverage": (("quantity", "level"), tally.inside[:, rank].mean(1).T),
-        "held": ("level", single["held"].mean(0)),
-        "held_error": ("level", single["held"].std(0, ddof=1) / np.sqrt(num)),
-        "hpd_coverage": (("quantity", "level"), tally.denser[:, density].mean(1).T),
-        **{name: ("quantity", _mean(single[name])) for name in OF_QUANTITIES},
-        "crps": ("simulation", single["scores"][:, 0], unit),
-        "energy_score": ("simulation", single["scores"][:, 2], unit),
-        "chi2_per_dof_map": (where, shaped(element_chi2)),
-        "coverage_map": (("level", *where), shaped(sums["coverage"] / num)),
-        "hpd_coverage_map": (("level", *where), shaped(sums["hpd_coverage"] / num)),
-        "crps_map": (where, shaped(sums["crps"] / num), unit),
-        "bias_map": (where, shaped(sums["bias"] / num), unit),
-        "skill_map": (where, shaped(skill), unit),
-        "spread_map": (where, shaped(spread), unit),
-        "spread_skill_map": (where, shaped(ratio)),
-        **_spread_skill(single["spread"], single["skill"]),
-    }
-    coords: dict[str, Any] = {
-        **labels.coords,
-        "quantity": names,
-        "level": list(LEVELS),
-        "position": positions,
-    }
-    values, baseline = single["scores"], single["baseline"]
-    kept = ~np.isnan(values).any(0)
-    of_scores = np.array(SCORES)[kept]
-    data |= _score_table(values[:, kept], baseline[:, kept], of_scores)
-    start = single["untrained"][:, kept]
-    if not np.isnan(start).all():
-        table = _score_table(values[:, kept], start, of_scores)
-        data["untrained_score"] = table["baseline_score"]
-        data |= {f"untrained_{name}": table[name] for name in ("skill", "skill_error")}
-    coords["score"] = of_scores
+    parts = [
+        _rank_tests(tally, single, alpha, len(families)),
+        _quantities(tally, single),
+        _each_simulation(single, labels),
+        _maps(tally, labels),
+        _spread_skill(single["spread"], single["skill"]),
+        _scores(single),
+    ]
     if tally.joint is not None:
-        found = tally.joint.result(alpha=alpha)
-        data |= {
-            "tarp_coverage": ("position", found.mean_coverage.values),
-            "tarp_lower": ("position", found.band_lower.values),
-            "tarp_upper": ("position", found.band_upper.values),
-            "tarp_sensitivity": ("position", found.sensitivity.values),
-            "tarp_set_coverage": (("tarp_set", "position"), found.expected_coverage.values),
-            "tarp_set_p_value": ("tarp_set", found.set_p_value.values),
-            "tarp_p_value": ((), found.attrs["p_value"]),
-            "tarp_p_adjusted": ((), min(1.0, found.attrs["p_value"] * len(families))),
-        }
-        coords["tarp_kind"] = ("tarp_set", found.kind.values.astype(str))
+        parts.append(_joint_coverage(tally.joint, alpha, len(families)))
+    data: dict[str, Any] = {}
+    coords: dict[str, Any] = dict(labels.coords)
+    for part in parts:
+        data |= part.data
+        coords |= part.coords
     report = xr.Dataset(data, coords=coords)
     if further is not None:
         report = report.merge(further)
         adjusted = float(min(1.0, further["local_global_p_value"].item() * len(families)))
         report["local_global_p_adjusted"] = ((), adjusted)
     report.attrs = {
-        "num_simulations": num,
-        "num_draws": num_draws,
+        "num_simulations": tally.done,
+        "num_draws": tally.num_draws,
         "num_bins": tally.num_bins,
-        "num_tests": len(names) * 2 + len(families) - 2,
+        "num_tests": len(tally.quantities) * 2 + len(families) - 2,
         "families": ", ".join(families),
         "alpha": alpha,
         "seed": tally.seed,
@@ -203,10 +139,140 @@ def make_report(
     aspects, marks, sizes = zip(*grades(report), strict=True)
     report = report.assign_coords(aspect=list(aspects))
     report["grade"], report["grade_size"] = ("aspect", list(marks)), ("aspect", list(sizes))
-    for name, text in LONG_NAMES.items():
-        if name in report:
-            report[name].attrs["long_name"] = text
-    return report
+    return with_long_names(report, LONG_NAMES)
+
+
+class _Part(NamedTuple):
+    """Some variables of a report, and the coordinates that they bring."""
+
+    data: Mapping[str, Any]
+    coords: Mapping[str, Any] = {}
+
+
+def _rank_tests(
+    tally: Tally, single: Mapping[str, np.ndarray], alpha: float, families: int
+) -> _Part:
+    """Are the ranks of each quantity uniform, and if not, how do they lie?"""
+    num, num_draws, tests = tally.done, tally.num_draws, len(tally.quantities) * families
+    rank, density = single["ranks"], single["density_ranks"]
+    positions, counts = ranks.ecdf_counts(rank, num_draws)
+    p_value = ranks.ecdf_p_value(counts, positions, num)
+    density_p = ranks.ecdf_p_value(ranks.ecdf_counts(density, num_draws)[1], positions, num)
+    lower, upper = ranks.ecdf_band(positions, num, alpha / tests)
+    bins = rank.astype(np.int64) * tally.num_bins // (num_draws + 1)
+    histogram = np.stack([(bins == b).sum(0) for b in range(tally.num_bins)])
+    chi2, chi2_p_value = ranks.chi2_test(histogram, num_draws)
+    offset, width = _offset_and_width(rank, num_draws)
+    data = {
+        "ranks": (("simulation", "quantity"), rank),
+        "p_value": ("quantity", p_value),
+        "p_adjusted": ("quantity", np.minimum(p_value * tests, 1.0)),
+        "density_ranks": (("simulation", "quantity"), density),
+        "density_p_value": ("quantity", density_p),
+        "density_p_adjusted": ("quantity", np.minimum(density_p * tests, 1.0)),
+        "chi2_per_dof": ("quantity", chi2),
+        "chi2_p_value": ("quantity", chi2_p_value),
+        "offset": ("quantity", offset),
+        "width": ("quantity", width),
+        "ecdf_difference": (("quantity", "position"), (counts / num - positions[:, None]).T),
+        "ecdf_lower": ("position", lower / num - positions),
+        "ecdf_upper": ("position", upper / num - positions),
+        "histogram": (("quantity", "bin"), histogram.T),
+    }
+    coords = {"quantity": list(tally.quantities), "level": list(LEVELS), "position": positions}
+    return _Part(data, coords)
+
+
+def _offset_and_width(rank: np.ndarray, num_draws: int) -> tuple[np.ndarray, np.ndarray]:
+    """Size of the misfit of ranks ``(num, quantities)``, as at the head of this module."""
+    zeta = stats.norm.ppf((rank + 0.5) / (num_draws + 1))
+    scale = stats.norm.ppf((np.arange(num_draws + 1) + 0.5) / (num_draws + 1)).std()
+    # With most truths outside all draws the ranks tell the side and a bound, but no width.
+    saturated = ((rank == 0) | (rank == num_draws)).mean(0) > 0.5
+    width = np.where(saturated, np.nan, scale / zeta.std(0).clip(min=1e-3))
+    return -zeta.mean(0) / scale, width
+
+
+def _quantities(tally: Tally, single: Mapping[str, np.ndarray]) -> _Part:
+    """How often regions hold the truth, and the means of each quantity in its own unit."""
+    held = single["held"]
+    return _Part(
+        {
+            "coverage": (
+                ("quantity", "level"),
+                tally.inside[:, single["ranks"]].mean(1).T,
+            ),
+            "held": ("level", held.mean(0)),
+            "held_error": ("level", held.std(0, ddof=1) / np.sqrt(len(held))),
+            "hpd_coverage": (
+                ("quantity", "level"),
+                tally.denser[:, single["density_ranks"]].mean(1).T,
+            ),
+            **{name: ("quantity", _mean(single[name])) for name in OF_QUANTITIES},
+        }
+    )
+
+
+def _each_simulation(single: Mapping[str, np.ndarray], labels: MapLabels) -> _Part:
+    score = scores.columns(single["scores"])
+    return _Part(
+        {
+            "crps": ("simulation", score["crps"], labels.attrs),
+            "energy_score": ("simulation", score["energy"], labels.attrs),
+        }
+    )
+
+
+def _maps(tally: Tally, labels: MapLabels) -> _Part:
+    """What each element of the field has to say; no verdict."""
+    num, where, unit, shaped = tally.done, labels.dims, labels.attrs, labels.reshape
+    sums = {name: total.value for name, total in tally.sums.items()}
+    chi2, _ = ranks.chi2_test(sums["bins"], tally.num_draws)
+    spread, skill = np.sqrt(sums["spread"] / num), np.sqrt(sums["skill"] / num)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.where(skill > 0, spread / skill, np.nan)
+    return _Part(
+        {
+            "chi2_per_dof_map": (where, shaped(chi2)),
+            "coverage_map": (("level", *where), shaped(sums["coverage"] / num)),
+            "hpd_coverage_map": (("level", *where), shaped(sums["hpd_coverage"] / num)),
+            "crps_map": (where, shaped(sums["crps"] / num), unit),
+            "bias_map": (where, shaped(sums["bias"] / num), unit),
+            "skill_map": (where, shaped(skill), unit),
+            "spread_map": (where, shaped(spread), unit),
+            "spread_skill_map": (where, shaped(ratio)),
+        }
+    )
+
+
+def _scores(single: Mapping[str, np.ndarray]) -> _Part:
+    """Scores that the posterior has, and skill against baseline and map before its training."""
+    values = single["scores"]
+    kept = ~np.isnan(values).any(0)
+    names, values = np.array(scores.SCORES)[kept], values[:, kept]
+    data = _score_table(values, single["baseline"][:, kept], names)
+    start = single["untrained"][:, kept]
+    if not np.isnan(start).all():
+        table = _score_table(values, start, names)
+        data["untrained_score"] = table["baseline_score"]
+        data |= {f"untrained_{name}": table[name] for name in ("skill", "skill_error")}
+    return _Part(data, {"score": names})
+
+
+def _joint_coverage(joint: Tarp, alpha: float, families: int) -> _Part:
+    found = joint.result(alpha=alpha)
+    p_value = found.attrs["p_value"]
+    data = {
+        "tarp_coverage": ("position", found.mean_coverage.values),
+        "tarp_lower": ("position", found.band_lower.values),
+        "tarp_upper": ("position", found.band_upper.values),
+        "tarp_sensitivity": ("position", found.sensitivity.values),
+        "tarp_set_coverage": (("tarp_set", "position"), found.expected_coverage.values),
+        "tarp_set_p_value": ("tarp_set", found.set_p_value.values),
+        "tarp_p_value": ((), p_value),
+        "tarp_p_adjusted": ((), min(1.0, p_value * families)),
+    }
+    return _Part(data, {"tarp_kind": ("tarp_set", found.kind.values.astype(str))})
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
@@ -233,13 +299,11 @@ def _score_table(values: np.ndarray, baseline: np.ndarray, names: np.ndarray) ->
     }
 
 
-def _spread_skill(spread: np.ndarray, skill: np.ndarray) -> dict[str, Any]:
+def _spread_skill(spread: np.ndarray, skill: np.ndarray) -> _Part:
     """Root of mean variance over mean squared error, and its standard error (delta method)."""
     if not 0 < skill.mean() < np.inf:
-        return {"spread_skill": ((), np.nan), "spread_skill_error": ((), np.nan)}
+        return _Part({"spread_skill": ((), np.nan), "spread_skill_error": ((), np.nan)})
     square = spread.mean() / skill.mean()
     error = (spread - square * skill).std(ddof=1) / np.sqrt(len(skill)) / skill.mean()
-    return {
-        "spread_skill": ((), np.sqrt(square)),
-        "spread_skill_error": ((), error / (2 * np.sqrt(square)) if square > 0 else np.nan),
-    }
+    error = error / (2 * np.sqrt(square)) if square > 0 else np.nan
+    return _Part({"spread_skill": ((), np.sqrt(square)), "spread_skill_error": ((), error)})

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Mapping
+from os import PathLike
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from vfm_inverse.settings import brief
+from vfm_inverse.runtime.settings import brief
 
 __all__ = [
     "check_counts",
     "check_flags",
     "check_functions",
+    "check_optional",
     "check_problem",
     "check_quantities",
     "level_of",
@@ -107,6 +109,20 @@ def check_functions(**functions: Any) -> None:
             raise TypeError(
                 f"'{name}' must be a function that returns a posterior; got {brief(function)}"
             )
+
+
+def check_optional(provenance: Any, baseline: Any, path: Any) -> None:
+    """Refuse what is neither ``None`` nor of its kind.
+
+    Raises:
+        TypeError: no mapping, no function, or no path.
+    """
+    if not isinstance(provenance, Mapping | None):
+        raise TypeError(f"'provenance' must be a mapping; got {type(provenance).__name__}")
+    if baseline is not None:
+        check_functions(baseline=baseline)
+    if not isinstance(path, str | PathLike | None):
+        raise TypeError(f"'path' must be the path of a file; got {type(path).__name__}")
 
 
 def check_problem(problem: Any) -> None:

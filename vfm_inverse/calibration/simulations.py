@@ -12,7 +12,6 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,43 +21,45 @@ import xarray as xr
 from torch import Tensor
 from tqdm import tqdm
 
-from vfm_inverse.baselines import MEMBERS, Climatology
 from vfm_inverse.calibration.answers import VARIES, ask, draws_of, fingerprint, log_score
-from vfm_inverse.calibration.labels import MapLabels
-from vfm_inverse.calibration.parts import compare, data_hash, read_part, write_part
+from vfm_inverse.calibration.map_labels import MapLabels
 from vfm_inverse.calibration.results import make_report
 from vfm_inverse.calibration.settings import (
     check_counts,
     check_flags,
     check_functions,
+    check_optional,
     check_problem,
     check_quantities,
     seed_of,
     shard_of,
     whole,
 )
-from vfm_inverse.meanings import about
-from vfm_inverse.quantities import (
+from vfm_inverse.calibration.shards import compare, data_hash, read_part, write_part
+from vfm_inverse.calibration.tally import Tally
+from vfm_inverse.runtime.arrays import rows_of
+from vfm_inverse.runtime.randomness import seeded
+from vfm_inverse.statistics.climatology import MEMBERS, Climatology
+from vfm_inverse.statistics.joint_coverage import Tarp
+from vfm_inverse.statistics.meanings import about
+from vfm_inverse.statistics.quantities import (
     Quantity,
     channel_units,
     default_quantities,
     evaluate,
     needs_double,
 )
-from vfm_inverse.randomness import seeded
-from vfm_inverse.tally import Tally
-from vfm_inverse.tarp import Tarp
 
 if TYPE_CHECKING:
-    from vfm_inverse.problem import InverseProblem
+    from vfm_inverse.problem.inverse_problem import InverseProblem
 
-__all__ = ["CHUNK", "Run", "baseline_name", "calibrate", "new_tally", "report_of"]
+__all__ = ["CHUNK", "Counting", "baseline_name", "calibrate", "new_tally", "report_of"]
 
-#: Numbers that one call of ``sample`` asks for unless told otherwise: 256 fields of 64 x 64.
 CHUNK = 2**20
+"""Numbers that one call of ``sample`` asks for unless told otherwise: 256 fields of 64 x 64."""
 
-#: Seconds between two writings of what was counted so far.
 SAVE_SECONDS = 30.0
+"""Seconds between two writings of what was counted so far."""
 
 
 def calibrate(
@@ -90,33 +91,33 @@ def calibrate(
     Args:
         posterior_fn: ``(y, **params) -> posterior`` with ``posterior.sample((n,))`` of shape
             ``(n, batch, *event)``: a trained map, or ``problem.reference_posterior``.
-        problem: Simulates truths and observations.
-        num_simulations: Number of simulated observations ``N``; sets the power of the test.
-        num_draws: Number of posterior draws ``L`` for each.
-        seed: Fixes simulations, draws and ties; ``None`` takes a seed from torch's global
+        problem: simulates truths and observations.
+        num_simulations: number of simulated observations ``N``; sets the power of the test.
+        num_draws: number of posterior draws ``L`` for each.
+        seed: fixes simulations, draws and ties; ``None`` takes a seed from torch's global
             generator. The seed used is in ``attrs["seed"]``.
-        split: Prior samples to simulate from, ``"test"`` (held out) or ``"train"``.
-        quantities: Test quantities by name instead of those of
-            :func:`vfm_inverse.quantities.default_quantities`.
-        alpha: Probability with which a calibrated posterior may fail.
-        joint: Test the joint coverage (:mod:`vfm_inverse.tarp`).
-        local: Train classifiers that tell draws from truths, and say where they can
-            (:mod:`vfm_inverse.local_tests`): seconds to minutes.
-        baseline: Another posterior function, such as ``problem.reference_posterior`` or a Gaussian
+        split: prior samples to simulate from, ``"test"`` (held out) or ``"train"``.
+        quantities: test quantities by name instead of those of
+            :func:`vfm_inverse.statistics.quantities.default_quantities`.
+        alpha: probability with which a calibrated posterior may fail.
+        joint: test the joint coverage (:mod:`vfm_inverse.statistics.joint_coverage`).
+        local: train classifiers that tell draws from truths, and say where they can
+            (:mod:`vfm_inverse.statistics.local_c2st`): seconds to minutes.
+        baseline: another posterior function, such as ``problem.reference_posterior`` or a Gaussian
             one, whose scores the skill compares with; the prior, as given by the other truths,
             unless given. A map with a Gaussian start is compared with itself before its training
-            besides (:mod:`vfm_inverse.untrained`).
-        chunk: Numbers that one call of ``sample`` asks for; larger ones suit a GPU.
-        memory: Rough limit in bytes for the working copies of a sort. One unit's draws,
+            besides (:mod:`vfm_inverse.posterior.untrained`).
+        chunk: numbers that one call of ``sample`` asks for; larger ones suit a GPU.
+        memory: rough limit in bytes for the working copies of a sort. One unit's draws,
             ``chunk`` numbers or one observation's ``num_draws`` fields, are always held at once.
-        path: File that what was counted is written to, every half minute and at the end. It
+        path: file that what was counted is written to, every half minute and at the end. It
             knows its settings, simulations, quantities and posterior by fingerprint.
-        resume: Go on from ``path`` where it exists; otherwise begin again. A finished file gives
+        resume: go on from ``path`` where it exists; otherwise begin again. A finished file gives
             its report at the cost of a few draws, which tell whether it is of this posterior.
         shard: ``(index, count)``, to work on each ``count``-th unit from ``index`` on; the report
             is of these alone. :func:`merge` makes one report of all parts' files.
-        provenance: Attributes to add to the report.
-        progress: Show a progress bar.
+        provenance: attributes to add to the report.
+        progress: show a progress bar.
 
     Returns:
         Dataset over ``simulation``, ``quantity``, ``level``, ``position``, ``bin``, ``score``,
@@ -124,12 +125,12 @@ def calibrate(
         ``attrs["verdict"]``, ``"pass"`` or ``"fail"``, and ``attrs["reason"]``.
 
     Raises:
-        TypeError: A setting, or what ``posterior_fn`` returns, is of another kind.
-        ValueError: Too few simulations or draws, no posterior, draws of another shape, NaN, a file
+        TypeError: a setting, or what ``posterior_fn`` returns, is of another kind.
+        ValueError: too few simulations or draws, no posterior, draws of another shape, NaN, a file
             of other settings or of another posterior.
         OSError: ``path`` cannot be written.
     """
-    from vfm_inverse.untrained import before_training
+    from vfm_inverse.posterior.untrained import before_training
 
     num_simulations, num_draws, alpha = check_counts(num_simulations, num_draws, alpha)
     chunk, memory = whole(chunk, "chunk", 1), whole(memory, "memory", 1)
@@ -138,52 +139,31 @@ def calibrate(
     check_quantities(quantities)
     check_functions(posterior_fn=posterior_fn)
     check_problem(problem)
-    if not isinstance(provenance, Mapping | None):
-        raise TypeError(f"'provenance' must be a mapping; got {type(provenance).__name__}")
-    if baseline is not None:
-        check_functions(baseline=baseline)
-    if not isinstance(path, str | PathLike | None):
-        raise TypeError(f"'path' must be the path of a file; got {type(path).__name__}")
+    check_optional(provenance, baseline, path)
     held = read_part(path) if path is not None and resume and Path(path).exists() else None
     if seed is None:
         base = int(torch.randint(2**31, ())) if held is None else held[1]["seed"]
     else:
         base = seed_of(seed)
     x, y, params = problem.simulate(num_simulations, split=split, seed=base)
-    if quantities is None:
-        density = None if problem.likelihood is None else problem.log_likelihood
-        quantities = default_quantities(x.shape[1:], density, units=channel_units(x))
     data = (x, y, params, base, num_draws, chunk, baseline)
-    run = Run(posterior_fn, *data, problem.log_prior, before_training(posterior_fn))
+    run = Counting(posterior_fn, *data, problem.log_prior, before_training(posterior_fn))
     run.check_shard(shard)
     tally = new_tally(
         quantities,
         num_draws,
         x,
         y,
+        density=None if problem.likelihood is None else problem.log_likelihood,
         seed=base,
         joint=joint,
         local=local,
         climate=baseline is None,
         memory=memory,
     )
-    settings: dict[str, Any] = {
-        "seed": base,
-        "num_simulations": num_simulations,
-        "num_draws": num_draws,
-        "chunk": chunk,
-        "split": split,
-        "quantities": list(quantities),
-        "event": list(x.shape[1:]),
-        "data": data_hash({"x": x, "y": y, **{f"param {k}": v for k, v in params.items()}}),
-        "joint": bool(joint),
-        "local": bool(local),
-        "baseline": baseline_name(baseline),
-        "about": about(quantities, x),
-        "provenance": dict(provenance or {}),
-    }
+    settings = run.settings(tally, split, provenance or {})
     if path is not None:
-        settings |= run.identity(quantities)
+        settings |= run.identity(tally.quantities)
     if held is not None:
         _explain(held[1], settings, problem, x)
     run.count(tally, settings, shard=shard, path=path, held=held, progress=progress)
@@ -192,7 +172,7 @@ def calibrate(
 
 
 @dataclass(frozen=True)
-class Run:
+class Counting:
     """Draws for simulated observations, unit by unit."""
 
     posterior_fn: Callable[..., Any]
@@ -223,6 +203,27 @@ class Run:
                 "'chunk'"
             )
 
+    def settings(
+        self, tally: Tally, split: str, provenance: Mapping[str, str | float | int]
+    ) -> dict[str, Any]:
+        """What a file of this run is known by, and what its report says of it."""
+        params = {f"param {name}": value for name, value in self.params.items()}
+        return {
+            "seed": self.seed,
+            "num_simulations": len(self.x),
+            "num_draws": self.num_draws,
+            "chunk": self.chunk,
+            "split": split,
+            "quantities": list(tally.quantities),
+            "event": list(self.x.shape[1:]),
+            "data": data_hash({"x": self.x, "y": self.y, **params}),
+            "joint": tally.joint is not None,
+            "local": bool(tally.local),
+            "baseline": baseline_name(self.baseline),
+            "about": about(tally.quantities, self.x),
+            "provenance": dict(provenance),
+        }
+
     def identity(self, quantities: Mapping[str, Quantity]) -> dict[str, str]:
         """Fingerprints of posterior, baseline and quantities."""
         seed = int(np.random.SeedSequence([self.seed, 8]).generate_state(1)[0])
@@ -241,7 +242,7 @@ class Run:
                     )
         # Values of a few truths, as if they were draws of one another.
         few = torch.stack([self.x[:4], self.x[:4].flip(0)])
-        params = {name: value[:4] for name, value in self.params.items()}
+        params = rows_of(self.params, slice(4))
         with torch.no_grad(), seeded(seed):
             values = evaluate(quantities, few, self.y[:4], params)
         return {**found, "quantities_sha256": data_hash({"values": values})}
@@ -296,7 +297,7 @@ class Run:
             write_part(path, tally.state(), settings)
 
     def _unit(self, tally: Tally, rows: slice, seeds: Sequence[int]) -> None:
-        seen = {name: value[rows] for name, value in self.params.items()}
+        seen = rows_of(self.params, rows)
         x, y = self.x[rows], self.y[rows]
         buffer = x.new_empty(1 + self.num_draws, *x.shape)
         buffer[0] = x
@@ -330,19 +331,23 @@ class Run:
 
 
 def new_tally(
-    quantities: Mapping[str, Quantity],
+    quantities: Mapping[str, Quantity] | None,
     num_draws: int,
     truth: Tensor,
     y: Tensor | None,
     *,
+    density: Quantity | None = None,
     seed: int,
     joint: bool = True,
     local: bool = False,
     climate: bool = True,
     memory: int = 2**30,
 ) -> Tally:
-    """An empty tally for truths ``(num, *event)`` and their observations, with the other truths as
-    baseline where ``climate`` and where two others are left."""
+    """An empty tally for truths ``(num, *event)`` and their observations: of the default
+    quantities, with ``density`` for the log-likelihood, unless others are given; with the other
+    truths as baseline where ``climate`` and where two others are left."""
+    if quantities is None:
+        quantities = default_quantities(truth.shape[1:], density, units=channel_units(truth))
     # Of the truths alone: the same in every part of a run.
     wide = needs_double(truth)
     climate = climate and len(truth) > 2

@@ -17,7 +17,7 @@ def state_verdict(report: xr.Dataset, alpha: float) -> tuple[str, str]:
     Args:
         report: with p-values adjusted for all its tests, and ``num_simulations``, ``num_tests``
             and ``families`` in its attributes.
-        alpha: Level of all tests together.
+        alpha: level of all tests together.
     """
     reasons = [
         sentence

@@ -9,21 +9,24 @@
 :func:`fit_prior`  a map of the prior, where ``auto`` needs one; :func:`check_prior` checks it
 :func:`ksd`        kernel Stein discrepancy of the draws, with a p-value
 :func:`conformal`  intervals with guaranteed coverage, from held-out simulations
+:func:`refine`     a better variational law for given observations; :func:`model` and
+                   :func:`guide` are the posterior and the adapter as Pyro functions
 =================  ==============================================================================
 """
 
 from __future__ import annotations
 
 from vfm_inverse.correction.chains import mcmc
-from vfm_inverse.correction.ensemble import Ensemble
 from vfm_inverse.correction.importance import psis
 from vfm_inverse.correction.ladder import auto
 from vfm_inverse.correction.posteriors import corrected
 from vfm_inverse.correction.prior_map import check_prior, fit_prior
+from vfm_inverse.correction.pyro_model import guide, model, refine
 from vfm_inverse.correction.recalibration import conformal, temperature
 from vfm_inverse.correction.stein import ksd
 from vfm_inverse.correction.target import Target
 from vfm_inverse.correction.tempering import smc
+from vfm_inverse.posterior.ensemble import Ensemble
 
 __all__ = [
     "Ensemble",
@@ -33,9 +36,12 @@ __all__ = [
     "conformal",
     "corrected",
     "fit_prior",
+    "guide",
     "ksd",
     "mcmc",
+    "model",
     "psis",
+    "refine",
     "smc",
     "temperature",
 ]

@@ -15,14 +15,14 @@ from pyro.infer import MCMC, NUTS
 from pyro.ops.stats import effective_sample_size
 from torch import Tensor
 
-from vfm_inverse.calls import checked
-from vfm_inverse.correction.ensemble import Ensemble
 from vfm_inverse.correction.hamiltonian import hamiltonian
 from vfm_inverse.correction.moves import ACCEPTANCE, State, adapt, mala, pcn
 from vfm_inverse.correction.target import Target
 from vfm_inverse.correction.tempering import split_rhat
-from vfm_inverse.posterior import VariationalFlowMap
-from vfm_inverse.randomness import seeded
+from vfm_inverse.posterior.ensemble import Ensemble
+from vfm_inverse.posterior.variational import VariationalFlowMap
+from vfm_inverse.runtime.calls import checked
+from vfm_inverse.runtime.randomness import seeded
 
 __all__ = ["mcmc"]
 

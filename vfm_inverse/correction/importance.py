@@ -14,12 +14,12 @@ import math
 import torch
 from torch import Tensor
 
-from vfm_inverse.calls import checked
-from vfm_inverse.correction.ensemble import Ensemble
 from vfm_inverse.correction.moves import draw
 from vfm_inverse.correction.target import Target
-from vfm_inverse.posterior import VariationalFlowMap
-from vfm_inverse.randomness import seeded
+from vfm_inverse.posterior.ensemble import Ensemble
+from vfm_inverse.posterior.variational import VariationalFlowMap
+from vfm_inverse.runtime.calls import checked
+from vfm_inverse.runtime.randomness import seeded
 
 __all__ = ["fit_pareto", "psis", "smooth"]
 

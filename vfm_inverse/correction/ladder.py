@@ -10,17 +10,18 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from vfm_inverse.calls import checked
 from vfm_inverse.correction.bars import Bars
 from vfm_inverse.correction.chains import chain_figures
-from vfm_inverse.correction.ensemble import Ensemble, effective_size
 from vfm_inverse.correction.hamiltonian import hamiltonian
 from vfm_inverse.correction.importance import GOOD_SHAPE, MOST_FOLDED, smooth
 from vfm_inverse.correction.moves import State, draw
 from vfm_inverse.correction.target import Target
 from vfm_inverse.correction.tempering import anneal
-from vfm_inverse.posterior import VariationalFlowMap
-from vfm_inverse.randomness import seeded
+from vfm_inverse.posterior.ensemble import Ensemble, effective_size
+from vfm_inverse.posterior.variational import VariationalFlowMap
+from vfm_inverse.runtime.arrays import rows_of
+from vfm_inverse.runtime.calls import checked
+from vfm_inverse.runtime.randomness import seeded
 
 __all__ = ["RUNGS", "auto"]
 
@@ -113,7 +114,7 @@ def auto(
     with seeded(seed), torch.no_grad(), Bars(len(y), progress) as bars:
         try:
             for rows in torch.arange(len(y), device=y.device).split(size):
-                part = {name: value[rows] for name, value in params.items()}
+                part = rows_of(params, rows)
                 climb(result, vfm, Target(model, y[rows], part), rows, num_samples, bars)
                 bars.done(len(rows))
                 reached += len(rows)
@@ -121,7 +122,7 @@ def auto(
             interrupted = True
             rest = torch.arange(reached, len(y), device=y.device)
             for rows in rest[result.left_of(rest)].split(size):
-                part = {name: value[rows] for name, value in params.items()}
+                part = rows_of(params, rows)
                 result.give_up(rows, vfm.posterior(y[rows], part).sample((num_samples,)))
     return result.ensemble(batched, told_prior(model), interrupted)
 

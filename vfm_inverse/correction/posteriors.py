@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from vfm_inverse.calls import checked
-from vfm_inverse.correction.ensemble import Ensemble
 from vfm_inverse.correction.ladder import RUNGS, auto
-from vfm_inverse.posterior import VariationalFlowMap
+from vfm_inverse.posterior.ensemble import Ensemble
+from vfm_inverse.posterior.variational import VariationalFlowMap
+from vfm_inverse.runtime.calls import checked
 
 __all__ = ["Corrected", "corrected"]
 

@@ -18,14 +18,14 @@ import xarray as xr
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
-from vfm_inverse.adapter import standard_normal
-from vfm_inverse.build import build
 from vfm_inverse.calibration import calibrate
-from vfm_inverse.calls import checked
-from vfm_inverse.posterior import PushForward, VariationalFlowMap
-from vfm_inverse.problem import InverseProblem
-from vfm_inverse.quantities import channel_units, default_quantities
-from vfm_inverse.training import fit
+from vfm_inverse.gaussian.normals import standard_normal
+from vfm_inverse.posterior.push_forward import PushForward
+from vfm_inverse.posterior.variational import VariationalFlowMap
+from vfm_inverse.problem.inverse_problem import InverseProblem
+from vfm_inverse.runtime.calls import checked
+from vfm_inverse.statistics.quantities import channel_units, default_quantities
+from vfm_inverse.training.loop import fit
 
 __all__ = ["check_prior", "fit_prior", "needs_prior_map"]
 
@@ -76,7 +76,7 @@ def fit_prior(
     options: dict[str, Any] = {"observation": "adapter", "seed": seed}
     if len(problem.field_shape) > 1:
         options["width"] = CHANNELS
-    learned = build(prior, **options)
+    learned = VariationalFlowMap.for_problem(prior, **options)
     fit(
         learned,
         prior,
@@ -91,7 +91,7 @@ def fit_prior(
     )
     problem.to(learned.whitening.mean.device)
     options |= {"network": learned.config["network"], "whitening": learned.whitening}
-    vfm = build(problem, **options)
+    vfm = VariationalFlowMap.for_problem(problem, **options)
     vfm.flow_map.load_state_dict(learned.flow_map.state_dict())
     report = check_prior(vfm, problem, num_simulations, seed=seed)
     vfm.config["prior"] = {

@@ -17,12 +17,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vfm_inverse.adapter import standardize, unstandardize
-from vfm_inverse.calls import checked
-from vfm_inverse.posterior import PushForward, VariationalFlowMap
-from vfm_inverse.problem import InverseProblem, Split
-from vfm_inverse.randomness import seeded
-from vfm_inverse.scores import energy_score
+from vfm_inverse.gaussian.frames import standardize, unstandardize
+from vfm_inverse.posterior.push_forward import PushForward
+from vfm_inverse.posterior.variational import VariationalFlowMap
+from vfm_inverse.problem.inverse_problem import InverseProblem
+from vfm_inverse.problem.splits import Split
+from vfm_inverse.runtime.arrays import rows_of
+from vfm_inverse.runtime.calls import checked
+from vfm_inverse.runtime.randomness import seeded
+from vfm_inverse.statistics.scores import energy_score
 
 __all__ = ["Intervals", "Tempered", "conformal", "temperature"]
 
@@ -64,7 +67,7 @@ class Intervals:
         x, y, params = problem.simulate(num_simulations, split="test", seed=seed)
         covered = torch.zeros_like(self.margin)
         for rows in torch.arange(num_simulations, device=x.device).split(BATCH):
-            part = {name: value[rows] for name, value in params.items()}
+            part = rows_of(params, rows)
             lower, upper = self(y[rows], **part)
             covered += ((lower <= x[rows]) & (x[rows] <= upper)).to(covered).sum(0)
         return covered / num_simulations
@@ -108,7 +111,7 @@ def conformal(
     scores = torch.empty_like(x)
     with seeded(seed):
         for rows in torch.arange(num_simulations, device=x.device).split(BATCH):
-            part = {name: value[rows] for name, value in params.items()}
+            part = rows_of(params, rows)
             lower, upper, std = bounds(vfm(y[rows], **part), num_draws, level)
             scores[rows] = torch.maximum(lower - x[rows], x[rows] - upper) / std
     return Intervals(vfm, level, scores.kthvalue(rank, 0).values, num_draws, seed)
@@ -173,7 +176,7 @@ def temperature(
         tempered, total = Tempered(vfm, math.exp(log_factor)), 0.0
         with seeded(seed):
             for rows in torch.arange(num_simulations, device=x.device).split(BATCH):
-                part = {name: value[rows] for name, value in params.items()}
+                part = rows_of(params, rows)
                 draws = tempered(y[rows], **part).sample((num_draws,))
                 total += float(energy_score(draws, x[rows]).sum())
         return total / num_simulations

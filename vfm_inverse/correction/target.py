@@ -27,8 +27,10 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from vfm_inverse.adapter import standard_law, standard_normal, standardize, unstandardize
-from vfm_inverse.posterior import VariationalFlowMap
+from vfm_inverse.gaussian.frames import standard_law, standardize, unstandardize
+from vfm_inverse.gaussian.normals import standard_normal
+from vfm_inverse.posterior.variational import VariationalFlowMap
+from vfm_inverse.runtime.arrays import rows_of
 
 __all__ = ["Target"]
 
@@ -222,7 +224,7 @@ class Target:
 
     def rows(self, rows: slice | Tensor, steps: int | None = None) -> Target:
         """The target of some of the observations, with as many steps of the map or others."""
-        params = {name: value[rows] for name, value in self.params.items()}
+        params = rows_of(self.params, rows)
         return Target(self.vfm, self.y[rows], params, self.direct, steps or self.steps)
 
     def _log_prob(self, u: Tensor) -> Tensor:

@@ -13,12 +13,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vfm_inverse.calls import checked
-from vfm_inverse.correction.ensemble import Ensemble, effective_size, systematic
 from vfm_inverse.correction.moves import ACCEPTANCE, State, adapt, draw, pcn
 from vfm_inverse.correction.target import Target
-from vfm_inverse.posterior import VariationalFlowMap
-from vfm_inverse.randomness import seeded
+from vfm_inverse.posterior.ensemble import Ensemble, effective_size, systematic
+from vfm_inverse.posterior.variational import VariationalFlowMap
+from vfm_inverse.runtime.calls import checked
+from vfm_inverse.runtime.randomness import seeded
 
 __all__ = ["smc", "split_rhat"]
 

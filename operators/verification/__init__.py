@@ -1,0 +1,1 @@
+"""What shows that an operator does what it says: adjoint, gradient, Taylor and noise tests."""

@@ -1,0 +1,1 @@
+"""What several problems share: priors, exact posteriors, boxes, pictures."""

@@ -1,0 +1,1 @@
+"""Problems that a settings file declares, without code."""

@@ -1,0 +1,1 @@
+"""Flow maps, the losses whose minimiser they are, and the adapters that say where they begin."""

@@ -1,0 +1,145 @@
+r"""The classical answer, as the place where training starts: which start suits a problem.
+
+For linear physics with Gaussian noise it is the posterior under a Gaussian prior with the prior's
+mean and covariance, in closed form (:mod:`vfm_inverse.gaussian.operator_start`), or close to it
+for large fields (:mod:`vfm_inverse.gaussian.spectral_start`); for every other physics a regression
+(:mod:`vfm_inverse.gaussian.regression_start`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from deepinv.physics import LinearPhysics
+from torch import Tensor
+
+from vfm_inverse.gaussian.matrix_free import noise_level
+from vfm_inverse.gaussian.operator_start import (
+    GRAM_LIMIT,
+    FixedOperatorStart,
+    GaussianStart,
+    VaryingOperatorStart,
+    operator_params,
+)
+from vfm_inverse.gaussian.regression_start import RegressionStart
+from vfm_inverse.gaussian.spectral_start import SpectralStart
+from vfm_inverse.gaussian.truncated_start import TruncatedOperatorStart
+from vfm_inverse.gaussian.whitening import DENSE_LIMIT, SpectralWhitening, Whitening
+from vfm_inverse.problem.bounded import SoftBox
+from vfm_inverse.problem.inverse_problem import InverseProblem
+from vfm_inverse.problem.likelihood import Likelihood
+from vfm_inverse.runtime.arrays import rows_of
+
+__all__ = ["STARTS", "build_start", "candidates", "fit_start", "score", "start_kind"]
+
+BASIS_NUMBERS = 2**26
+"""Most numbers in the informed directions of a large field: bounds memory."""
+
+SCORED = 4
+"""Simulations that the starts to choose from are compared on."""
+
+
+def _linear(problem: InverseProblem, whitening: Whitening) -> tuple[Any, Any, Whitening]:
+    return problem.physics, problem.likelihood, whitening
+
+
+STARTS: dict[str, Callable[[InverseProblem, Whitening], GaussianStart]] = {
+    "regression": lambda problem, whitening: RegressionStart(whitening),
+    "fixed": lambda problem, whitening: FixedOperatorStart(*_linear(problem, whitening)),
+    "varying": lambda problem, whitening: VaryingOperatorStart(
+        *_linear(problem, whitening), problem.observation_shape.numel()
+    ),
+    "truncated": lambda problem, whitening: TruncatedOperatorStart(*_linear(problem, whitening)),
+    "spectral": lambda problem, whitening: SpectralStart(*_linear(problem, whitening)),
+}
+"""Kinds of start, not yet fitted, for a problem and the coordinates of the start."""
+
+
+def build_start(
+    problem: InverseProblem,
+    whitening: Whitening,
+    params: Mapping[str, Tensor],
+    kind: str | None = None,
+) -> GaussianStart:
+    """The kind of start that suits the problem, not yet fitted.
+
+    Args:
+        problem: prior, physics and noise.
+        whitening: coordinates of the start.
+        params: a few draws of the parameters, each ``(n, ...)``.
+        kind: ``"spectral"`` or ``"truncated"``, as :func:`fit_start` chose for many data of a
+            large field; the first of :func:`candidates` when missing.
+    """
+    known = candidates(problem, whitening, params)
+    return STARTS[kind if kind and known != ("regression",) else known[0]](problem, whitening)
+
+
+def start_kind(start: GaussianStart | None) -> str | None:
+    """What :func:`build_start` has to be told to make such a start again."""
+    kinds = {SpectralStart: "spectral", TruncatedOperatorStart: "truncated"}
+    return kinds.get(type(start))  # type: ignore[arg-type]
+
+
+def candidates(
+    problem: InverseProblem, whitening: Whitening, params: Mapping[str, Tensor]
+) -> tuple[str, ...]:
+    """Kinds of start: for linear physics with Gaussian noise exact ones where they fit in memory,
+    and otherwise those to choose from; a regression for all else."""
+    physics, likelihood = problem.physics, problem.likelihood
+    if not (isinstance(physics, LinearPhysics) and isinstance(likelihood, Likelihood)):
+        return ("regression",)
+    # Linear in the field is not linear in the coordinates, unless they are all but the same.
+    if problem.transform is not None and not isinstance(problem.transform, SoftBox):
+        return ("regression",)
+    if likelihood.noise_scale(**params) is None:
+        return ("regression",)
+    num_data, dim = problem.observation_shape.numel(), whitening.dim
+    per_datum = noise_level(likelihood, params, torch.empty(())).shape[1] > 1
+    varies = per_datum or bool(operator_params(physics, params))
+    spectral = dim > DENSE_LIMIT and isinstance(whitening, SpectralWhitening)
+    if varies and num_data <= GRAM_LIMIT:
+        return ("varying",)
+    if varies:
+        return ("spectral",) if spectral else ("truncated",)
+    if dim <= DENSE_LIMIT or num_data <= min(DENSE_LIMIT, BASIS_NUMBERS // dim):
+        return ("fixed",)
+    return ("spectral", "truncated") if spectral else ("truncated",)
+
+
+def fit_start(
+    problem: InverseProblem,
+    whitening: Whitening,
+    simulations: tuple[Tensor, Tensor, Mapping[str, Tensor]],
+    max_rank: int,
+) -> GaussianStart:
+    """Fit the Gaussian start of a problem.
+
+    Where there are several candidates, the one that gives the fields behind some of the
+    observations the highest density.
+
+    Args:
+        problem: prior, physics and noise.
+        whitening: coordinates of the start.
+        simulations: fields ``(n, *event)``, observations ``(n, *obs)`` and parameters.
+        max_rank: most directions kept with many data of a varying operator, and in a regression.
+    """
+    starts = []
+    for kind in candidates(problem, whitening, simulations[2]):
+        starts.append(STARTS[kind](problem, whitening).to(simulations[0].device))
+        starts[-1].fit(*simulations, max_rank)
+    if len(starts) == 1:
+        return starts[0]
+    return max(starts, key=lambda start: score(start, whitening, simulations))
+
+
+def score(
+    start: GaussianStart,
+    whitening: Whitening,
+    simulations: tuple[Tensor, Tensor, Mapping[str, Tensor]],
+) -> float:
+    """Mean log density, in nats, of the fields behind the last few of some simulations."""
+    x, y, params = (simulations[0][-SCORED:], simulations[1][-SCORED:], simulations[2])
+    q = start(y, rows_of(params, slice(-SCORED, None)))
+    return float(q.log_prob(whitening.whiten(x)).double().mean())

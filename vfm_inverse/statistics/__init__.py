@@ -1,0 +1,1 @@
+"""Functions of samples: ranks, scores, distances. They know neither maps nor problems."""

@@ -28,10 +28,11 @@ from tests.benchmarks.behaviour_common import (
     untimed,
     weights,
 )
-from vfm_inverse import calibration, checkpoint, runs
+from vfm_inverse import calibration, runs
 from vfm_inverse.cli import main
 from vfm_inverse.labelled import load_observation, observation_to_xarray, save_netcdf
 from vfm_inverse.report import write_report
+from vfm_inverse.runtime import storage
 
 SETTINGS = """
 [model]
@@ -347,7 +348,7 @@ def reported() -> Results:
 def shipped() -> Results:
     """The weights that come with the package."""
     (path,) = Path(vi.__file__).parent.rglob("demo.safetensors")
-    tensors, header = checkpoint.read(path, "demo")
+    tensors, header = storage.read(path, "demo")
     return {"weights": tensors, "steps": header["steps"]}
 
 

@@ -16,12 +16,13 @@ observation.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
+
+from vfm_inverse.gaussian.normals import as_columns
 
 __all__ = ["KrigingNormal"]
 
@@ -99,22 +100,15 @@ class KrigingNormal(TorchDistribution):
 
     def _predict(self, x: Tensor) -> Tensor:
         """``H x``, ``(d,)`` or ``(*, batch, d)`` to ``(*, batch, m)``."""
-        return self.operator @ x if x.dim() == 1 else _rows(lambda c: self.operator @ c, x)
+        return self.operator @ x if x.dim() == 1 else as_columns(lambda c: self.operator @ c, x)
 
     def _gain(self, residual: Tensor) -> Tensor:
         """``K r``, ``(*, batch, m)`` to ``(*, batch, d)``."""
         solve = torch.cholesky_solve
-        return _rows(lambda c: self._cross.mT @ solve(c, self._gram_root), residual)
+        return as_columns(lambda c: self._cross.mT @ solve(c, self._gram_root), residual)
 
     def _field(self, x: Tensor) -> Tensor:
         return x.reshape(*x.shape[:-1], *self.event_shape).to(self.dtype)
-
-
-def _rows(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Apply ``(batch, k, draws) -> (batch, l, draws)`` to ``(*, batch, k)``: no matrix is copied
-    per draw."""
-    columns = function(x.reshape(-1, *x.shape[-2:]).permute(1, 2, 0))
-    return columns.permute(2, 0, 1).reshape(*x.shape[:-1], -1)
 
 
 def _log_normal(x: Tensor, root: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vfm_inverse.calibration.shards import data_hash
+from vfm_inverse.posterior.variational import VariationalFlowMap
 from vfm_inverse.runtime.arrays import real_tensor, rows_of
 from vfm_inverse.runtime.randomness import seeded
 
@@ -99,8 +100,6 @@ def fingerprint(
         seed: of these draws.
         chunk: numbers that one call of ``sample`` may ask for.
     """
-    from vfm_inverse.posterior.variational import VariationalFlowMap
-
     if isinstance(function, VariationalFlowMap):
         return f"weights {function.weights_fingerprint()[:16]}"
     fit = max(1, min(ASKED, len(x), chunk // x[0].numel()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -15,11 +15,9 @@ from vfm_inverse.calibration.settings import check_flags, check_problem, level_o
 from vfm_inverse.calibration.shards import compare, read_part
 from vfm_inverse.calibration.simulations import report_of
 from vfm_inverse.calibration.tally import Tally
+from vfm_inverse.problem.inverse_problem import InverseProblem
 from vfm_inverse.statistics.joint_coverage import Tarp
 from vfm_inverse.statistics.quantities import Quantity
-
-if TYPE_CHECKING:
-    from vfm_inverse.problem.inverse_problem import InverseProblem
 
 __all__ = ["merge"]
 

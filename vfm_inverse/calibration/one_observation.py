@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import xarray as xr
@@ -40,12 +40,10 @@ from vfm_inverse.calibration.settings import (
     whole,
 )
 from vfm_inverse.calibration.simulations import CHUNK, Counting, new_tally
+from vfm_inverse.problem.inverse_problem import InverseProblem
 from vfm_inverse.runtime.randomness import seeded
 from vfm_inverse.statistics.meanings import about
 from vfm_inverse.statistics.quantities import Quantity
-
-if TYPE_CHECKING:
-    from vfm_inverse.problem.inverse_problem import InverseProblem
 
 __all__ = ["posterior_sbc"]
 

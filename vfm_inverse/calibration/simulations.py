@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,6 +37,9 @@ from vfm_inverse.calibration.settings import (
 )
 from vfm_inverse.calibration.shards import compare, data_hash, read_part, write_part
 from vfm_inverse.calibration.tally import Tally
+from vfm_inverse.posterior.untrained import before_training
+from vfm_inverse.problem.inverse_problem import InverseProblem
+from vfm_inverse.problem.splits import Split
 from vfm_inverse.runtime.arrays import rows_of
 from vfm_inverse.runtime.randomness import seeded
 from vfm_inverse.statistics.climatology import MEMBERS, Climatology
@@ -49,9 +52,6 @@ from vfm_inverse.statistics.quantities import (
     evaluate,
     needs_double,
 )
-
-if TYPE_CHECKING:
-    from vfm_inverse.problem.inverse_problem import InverseProblem
 
 __all__ = ["CHUNK", "Counting", "baseline_name", "calibrate", "new_tally", "report_of"]
 
@@ -69,7 +69,7 @@ def calibrate(
     num_draws: int = 1000,
     *,
     seed: int | None = 0,
-    split: Literal["train", "test"] = "test",
+    split: Split = "test",
     quantities: Mapping[str, Quantity] | None = None,
     alpha: float = 0.05,
     joint: bool = True,
@@ -130,8 +130,6 @@ def calibrate(
             of other settings or of another posterior.
         OSError: ``path`` cannot be written.
     """
-    from vfm_inverse.posterior.untrained import before_training
-
     num_simulations, num_draws, alpha = check_counts(num_simulations, num_draws, alpha)
     chunk, memory = whole(chunk, "chunk", 1), whole(memory, "memory", 1)
     shard = shard_of(shard)

@@ -130,7 +130,9 @@ class Target:
         *event)``: those that it maps about there. Of a map of the prior."""
 
         def one(part: Tensor) -> Tensor:
-            z = self.answer.map.encode(self.vfm.whitening.whiten(part), self.steps)
+            z = self.answer.map.encode(
+                self.vfm.whitening.whiten(part), self.steps, self.answer.base.time
+            )
             return standardize(self.answer.q, z)
 
         return self._chunked(one, x)
@@ -264,7 +266,7 @@ class Target:
 
         def along(direction: Tensor) -> Any:
             return torch.func.jvp(
-                lambda v: self.answer.map.generate(v, self.steps),
+                lambda v: self.answer.map.generate(v, self.steps, self.answer.base.time),
                 (u,),
                 (direction.expand_as(u),),
             )

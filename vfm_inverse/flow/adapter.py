@@ -66,7 +66,7 @@ class Family(nn.Module, ABC):
 
     def __init__(self, dim: int, informed: int = 0) -> None:
         super().__init__()
-        self.dim, self.informed = dim, informed
+        self.dim = dim
 
     def initial(self) -> Tensor:
         """The numbers before training, ``(size,)``."""

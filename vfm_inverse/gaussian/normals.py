@@ -36,6 +36,7 @@ __all__ = [
     "Modes",
     "Stacked",
     "StandardNormal",
+    "as_columns",
     "standard_normal",
 ]
 
@@ -161,24 +162,24 @@ class FullNormal(Framed, MultivariateNormal):
     def standardize(self, z: Tensor) -> Tensor:
         """``L^{-1} (z - loc)``."""
         factor = self.scale_tril
-        return _columns(
+        return as_columns(
             lambda r: torch.linalg.solve_triangular(factor, r, upper=False), z - self.loc
         )
 
     def unstandardize(self, zeta: Tensor) -> Tensor:
         """``loc + L zeta``."""
-        return self.loc + _columns(lambda r: self.scale_tril @ r, zeta)
+        return self.loc + as_columns(lambda r: self.scale_tril @ r, zeta)
 
     def standard(self) -> StandardNormal:
         """N(0, I)."""
         return standard_normal(self.batch_shape[0], self.mean)
 
 
-def _columns(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Apply ``(n, d, k) -> (n, d, k)`` to ``(*sample, n, d)`` without copying its matrices per
-    sample."""
-    columns = x.reshape(-1, *x.shape[-2:]).permute(1, 2, 0)
-    return function(columns).permute(2, 0, 1).reshape(x.shape)
+def as_columns(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Apply ``(n, d, k) -> (n, l, k)`` to ``(*sample, n, d)``, which gives ``(*sample, n, l)``,
+    without copying its matrices per sample."""
+    columns = function(x.reshape(-1, *x.shape[-2:]).permute(1, 2, 0))
+    return columns.permute(2, 0, 1).reshape(*x.shape[:-1], -1)
 
 
 class ContractedNormal(Framed, TorchDistribution):

@@ -190,9 +190,8 @@ def build(
         done("Gaussian start")
         start = None
         if choice.gaussian_start:
-            simulations, rank = (x, y, params), choice.max_rank
-            start = fit_start(problem, whitening, simulations, rank).to(whitening.mean)
-            del simulations
+            start = fit_start(problem, whitening, (x, y, params), choice.max_rank)
+            start = start.to(whitening.mean)
         del x
         done("features")
         parts = assemble(

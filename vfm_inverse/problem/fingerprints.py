@@ -7,11 +7,12 @@ the observation). Of the data: 256 prior samples of each split at seed 0.
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
 from vfm_inverse.problem.inverse_problem import InverseProblem
+from vfm_inverse.problem.splits import Split
 from vfm_inverse.runtime.fingerprints import fingerprint
 
 __all__ = [
@@ -36,11 +37,11 @@ def physics_fingerprint(problem: InverseProblem) -> str:
     return fingerprint(problem.describe_physics(), fixed)
 
 
-def data_fingerprint(problem: InverseProblem) -> str:
-    """SHA-256 of prior samples of either split, drawn with seed 0."""
-    splits: tuple[Literal["train", "test"], ...] = ("train", "test")
+def data_fingerprint(problem: InverseProblem, num: int = SAMPLES) -> str:
+    """SHA-256 of ``num`` prior samples of either split, drawn with seed 0."""
+    splits: tuple[Split, ...] = ("train", "test")
     return fingerprint(
-        "prior", {split: problem.sample_prior(SAMPLES, split=split, seed=0) for split in splits}
+        "prior", {split: problem.sample_prior(num, split=split, seed=0) for split in splits}
     )
 
 

@@ -164,8 +164,8 @@ def fit(
         fits = min(512, max(32, SCORED_NUMBERS // vfm.whitening.dim))
         score = partial(state.validate, problem, num_validation or fits, seed)
         begin(state, problem, keep, identity, score)
-        with seeded(seed), log_of(state, keep, memory) as write:
-            train(state, problem, how, keep, identity, score, write, stopping)
+        with seeded(seed), log_of(state, keep, memory) as to:
+            train(state, problem, how, keep, identity, score, to, stopping)
         state.finish()
         conclude(state, folder)
         if stopping():

@@ -208,7 +208,7 @@ class Objective(nn.Module):
         """What the adapter should find likely of whitened truths ``(n, d)``: their noise under a
         map of the prior, themselves under a conditional map."""
         prior = self.vfm.observation == "adapter"
-        return average.map.encode(xi, self.vfm.steps) if prior else xi
+        return average.map.encode(xi, self.vfm.steps, average.base.time) if prior else xi
 
     def enter_phase(self, phase: str) -> None:
         """``"adapter"`` trains the adapter alone, ``"map"`` the map with the adapter's averaged
@@ -250,9 +250,12 @@ class Objective(nn.Module):
             code = self._code(xi, answer)
             figures["dispersion"] = ((code - draws.mean(0)) / std).square().mean()
         x0, z = answer.to_frame(xi), answer.noise.sample()
-        one, two = law.generate(z, 1), law.generate(z, 2)
+        begin = answer.base.time
+        one, two = law.generate(z, 1, begin), law.generate(z, 2, begin)
         figures["semigroup"] = (one - two).square().mean().sqrt()
-        figures["round_trip"] = (law.generate(law.encode(x0), 1) - x0).square().mean().sqrt()
+        figures["round_trip"] = (
+            (law.generate(law.encode(x0, 1, begin), 1, begin) - x0).square().mean().sqrt()
+        )
         return {name: float(value) for name, value in figures.items()}
 
 

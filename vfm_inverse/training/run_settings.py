@@ -21,16 +21,13 @@ from glob import glob
 from hashlib import sha256
 from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
-from vfm_inverse.problem.fingerprints import physics_fingerprint
+from vfm_inverse.posterior.variational import VariationalFlowMap
+from vfm_inverse.problem.fingerprints import data_fingerprint, physics_fingerprint
+from vfm_inverse.problem.inverse_problem import InverseProblem
 from vfm_inverse.runtime.config import Recipe, RunConfig
 from vfm_inverse.runtime.files import CONFIG, replacing
-from vfm_inverse.runtime.fingerprints import fingerprint
-
-if TYPE_CHECKING:
-    from vfm_inverse.posterior.variational import VariationalFlowMap
-    from vfm_inverse.problem.inverse_problem import InverseProblem
 
 __all__ = ["changed", "read_settings", "recipe_in", "remember", "write_settings"]
 
@@ -131,8 +128,6 @@ def remember(
         problem: what it is trained on.
         settings: arguments of ``fit``, as JSON can hold them.
     """
-    from vfm_inverse.posterior.variational import VariationalFlowMap
-
     arguments = signature(VariationalFlowMap.for_problem).parameters
     model = {k: v for k, v in vfm.config.items() if k in arguments and k != "problem"}
     try:
@@ -162,11 +157,7 @@ def table_of(problem: InverseProblem) -> dict[str, Any]:
 
 def sums(problem: InverseProblem) -> dict[str, str | None]:
     """Fingerprints of the physics and of a few prior samples."""
-    splits: tuple[Literal["train", "test"], ...] = ("train", "test")
-    first, again = (
-        fingerprint("prior", {s: problem.sample_prior(SAMPLES, split=s, seed=0) for s in splits})
-        for _ in range(2)
-    )
+    first, again = (data_fingerprint(problem, SAMPLES) for _ in range(2))
     return {"physics": physics_fingerprint(problem), "prior": first if first == again else None}
 
 

@@ -6,7 +6,7 @@ import copy
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vfm_inverse.posterior.answer import Networks
 from vfm_inverse.posterior.variational import VariationalFlowMap
 from vfm_inverse.problem.inverse_problem import InverseProblem
+from vfm_inverse.problem.splits import Split
 from vfm_inverse.runtime import storage
 from vfm_inverse.runtime.arrays import rows_of
 from vfm_inverse.runtime.files import STATE
@@ -105,7 +106,7 @@ class TrainingState:
         problem: InverseProblem,
         num: int,
         seed: int,
-        split: Literal["train", "test"] = "test",
+        split: Split = "test",
         networks: Networks | None = None,
     ) -> Tensor:
         """Energy scores ``(num,)`` of the averaged networks, or of others, on simulations of a

@@ -14,6 +14,7 @@ from vfm_inverse import problems
 from vfm_inverse.gaussian.choose_start import STARTS, fit_start
 from vfm_inverse.gaussian.normals import ContractedNormal, standard_normal
 from vfm_inverse.gaussian.operator_start import FixedOperatorStart, VaryingOperatorStart
+from vfm_inverse.gaussian.physics_frame import PhysicsFrame
 from vfm_inverse.gaussian.regression_start import RegressionStart
 from vfm_inverse.gaussian.truncated_start import TruncatedOperatorStart
 from vfm_inverse.gaussian.whitening import IdentityWhitening, fit_whitening
@@ -70,7 +71,7 @@ def test_the_contract_of_a_start(kind: str) -> None:
     start.fit(x, y, params, 16)
     x, y, params = problem.simulate(100, split="test", seed=1)
     q, xi = start(y, params), whitening.whiten(x)
-    assert isinstance(q, ContractedNormal)
+    assert isinstance(q, PhysicsFrame if kind == "frame" else ContractedNormal)
     assert q.batch_shape == (100,) and q.event_shape == (36,) and 1 <= start.rank <= 36
     assert q.log_prob(xi).mean() > standard_normal(100, xi).log_prob(xi).mean() + 1
     again = STARTS[kind](problem, whitening)

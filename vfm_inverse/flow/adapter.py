@@ -4,7 +4,7 @@ An adapter is an encoder, a linear head that starts at zero, and a family:
 
 * ``contraction`` starts as the Gaussian start itself (:mod:`vfm_inverse.gaussian.choose_start`),
   from which the network may depart by a bounded amount: means by a few of the start's standard
-  deviations, scales by a factor of a few;
+  deviations, scales by a factor of a few; a start with the physics in its frame stays as it is;
 * ``diagonal``, ``low-rank``, ``full`` Gaussians, a ``mixture`` of them and a ``spline`` flow
   (:mod:`vfm_inverse.flow.splines`) start at N(0, I). Where there is a Gaussian start they are
   stacked on it: N(0, I) in the coordinates in which the start is standard, hence the start again.
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from vfm_inverse.flow.splines import Flowed, fresh_flow
 from vfm_inverse.gaussian.normals import ContractedNormal, DiagonalNormal, FullNormal, Stacked
+from vfm_inverse.gaussian.physics_frame import StartLaw
 from vfm_inverse.networks.encoders import FieldEncoder, VectorEncoder
 from vfm_inverse.networks.layers import zero
 from vfm_inverse.networks.stations import StationEncoder
@@ -73,15 +74,24 @@ class Family(nn.Module, ABC):
         return torch.zeros(self.size)
 
     @abstractmethod
-    def forward(
-        self, numbers: Tensor, start: ContractedNormal | None = None
-    ) -> dist.TorchDistribution:
+    def forward(self, numbers: Tensor, start: StartLaw | None = None) -> dist.TorchDistribution:
         """The distribution that ``numbers (*batch, size)`` describe, batch shape ``(*batch,)``."""
 
 
-def stacked(q: dist.TorchDistribution, start: ContractedNormal | None) -> dist.TorchDistribution:
+def stacked(q: dist.TorchDistribution, start: StartLaw | None) -> dist.TorchDistribution:
     """``q`` in the standard coordinates of the start, if there is one."""
-    return q if start is None else Stacked(q, start)
+    return q if start is None else Stacked(q, gaussian(start))
+
+
+def gaussian(start: StartLaw) -> ContractedNormal:
+    """The start, if it is Gaussian.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not isinstance(start, ContractedNormal):
+        raise ValueError("'adapter' must be 'contraction' for a start with the physics in it")
+    return start
 
 
 class Diagonal(Family):
@@ -91,9 +101,7 @@ class Diagonal(Family):
         super().__init__(dim, informed)
         self.size = 2 * dim
 
-    def forward(
-        self, numbers: Tensor, start: ContractedNormal | None = None
-    ) -> dist.TorchDistribution:
+    def forward(self, numbers: Tensor, start: StartLaw | None = None) -> dist.TorchDistribution:
         loc, log_scale = numbers.chunk(2, -1)
         return stacked(DiagonalNormal(loc, bounded_exp(log_scale)), start)
 
@@ -111,9 +119,7 @@ class Full(Family):
         self.register_buffer("columns", columns, persistent=False)
         self.size = 2 * dim + len(rows)
 
-    def forward(
-        self, numbers: Tensor, start: ContractedNormal | None = None
-    ) -> dist.TorchDistribution:
+    def forward(self, numbers: Tensor, start: StartLaw | None = None) -> dist.TorchDistribution:
         loc, log_scale, lower = numbers.split([self.dim, self.dim, len(self.rows)], -1)
         scale = torch.diag_embed(bounded_exp(log_scale))
         unit = torch.diag_embed(torch.ones_like(loc))
@@ -134,9 +140,7 @@ class LowRank(Family):
         # A factor of exactly zero is a saddle point of the likelihood.
         return torch.cat([torch.zeros(2 * self.dim), 1e-2 * torch.randn(self.dim * self.rank)])
 
-    def forward(
-        self, numbers: Tensor, start: ContractedNormal | None = None
-    ) -> dist.TorchDistribution:
+    def forward(self, numbers: Tensor, start: StartLaw | None = None) -> dist.TorchDistribution:
         loc, log_scale, factor = numbers.split([self.dim, self.dim, self.dim * self.rank], -1)
         q = dist.LowRankMultivariateNormal(
             loc,
@@ -166,9 +170,7 @@ class Mixture(Family):
         numbers[:, 1 : 1 + self.dim] = 0.1 * torch.randn(COMPONENTS, self.dim)
         return numbers.flatten()
 
-    def forward(
-        self, numbers: Tensor, start: ContractedNormal | None = None
-    ) -> dist.TorchDistribution:
+    def forward(self, numbers: Tensor, start: StartLaw | None = None) -> dist.TorchDistribution:
         logits, parts = numbers.unflatten(-1, (COMPONENTS, -1)).split([1, self.part.size], -1)
         weights = dist.Categorical(logits=logits.squeeze(-1), validate_args=False)
         q = dist.MixtureSameFamily(weights, self.part(parts), validate_args=False)
@@ -192,9 +194,7 @@ class Spline(Family):
         self.rank = dim if dim <= SPLINE_LIMIT else min(SPLINE_RANK, informed)
         self.flow = fresh_flow(self.rank, self.size)
 
-    def forward(
-        self, numbers: Tensor, start: ContractedNormal | None = None
-    ) -> dist.TorchDistribution:
+    def forward(self, numbers: Tensor, start: StartLaw | None = None) -> dist.TorchDistribution:
         """The law that ``numbers (*batch, size)`` describe, in the start's coordinates."""
         basis = None
         if self.rank < self.dim:
@@ -203,7 +203,7 @@ class Spline(Family):
                     f"the family 'spline' needs a Gaussian start above {SPLINE_LIMIT} dimensions; "
                     f"got {self.dim}"
                 )
-            basis = start.leading(self.rank)
+            basis = gaussian(start).leading(self.rank)
         like = numbers[..., :1].expand(*numbers.shape[:-1], self.dim)
         q = Flowed(self.flow(numbers).transform, numbers.shape[:-1], like, basis)
         return stacked(q, start)
@@ -211,7 +211,7 @@ class Spline(Family):
 
 class Contraction(Family):
     """The Gaussian start, moved and rescaled along its informed directions by bounded shifts and
-    log-factors.
+    log-factors; a start with the physics in its frame as it is.
 
     Args:
         dim: d.
@@ -224,12 +224,14 @@ class Contraction(Family):
         super().__init__(dim, informed)
         self.size = 2 * informed
 
-    def forward(self, numbers: Tensor, start: ContractedNormal | None = None) -> ContractedNormal:
-        """The start, changed by ``numbers (n, size)``."""
+    def forward(self, numbers: Tensor, start: StartLaw | None = None) -> StartLaw:
+        """The start, changed by ``numbers (n, size)`` if it is Gaussian."""
         if start is None:
             raise ValueError(
                 "the family 'contraction' needs a Gaussian start to contract from; got None"
             )
+        if not isinstance(start, ContractedNormal):
+            return start
         shift, stretch = numbers.chunk(2, -1)
         if missing := start.scale.shape[-1] - shift.shape[-1]:
             shift, stretch = (nn.functional.pad(part, (0, missing)) for part in (shift, stretch))
@@ -275,7 +277,7 @@ class NoiseAdapter(nn.Module):
             self.head.bias.copy_(family.initial())
 
     def forward(
-        self, features: Tensor, start: ContractedNormal | None = None, half: bool = False
+        self, features: Tensor, start: StartLaw | None = None, half: bool = False
     ) -> dist.TorchDistribution:
         """``q(z | y)`` from features ``(n, ...)`` and the Gaussian start, if there is one; with
         ``half`` the encoder, and nothing else, computes in bfloat16."""

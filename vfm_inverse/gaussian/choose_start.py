@@ -3,7 +3,8 @@ r"""The classical answer, as the place where training starts: which start suits 
 For linear physics with Gaussian noise it is the posterior under a Gaussian prior with the prior's
 mean and covariance, in closed form (:mod:`vfm_inverse.gaussian.operator_start`), or close to it
 for large fields (:mod:`vfm_inverse.gaussian.spectral_start`); for every other physics a regression
-(:mod:`vfm_inverse.gaussian.regression_start`).
+(:mod:`vfm_inverse.gaussian.regression_start`). Those from the mode of the posterior
+(:mod:`vfm_inverse.gaussian.laplace_start`) are taken when asked for.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from deepinv.physics import LinearPhysics
+from deepinv.physics import LinearPhysics, Physics
 from torch import Tensor
 
+from vfm_inverse.gaussian.laplace_start import FrameStart, LaplaceStart
 from vfm_inverse.gaussian.matrix_free import noise_level
 from vfm_inverse.gaussian.operator_start import (
     GRAM_LIMIT,
@@ -32,13 +34,26 @@ from vfm_inverse.problem.inverse_problem import InverseProblem
 from vfm_inverse.problem.likelihood import Likelihood
 from vfm_inverse.runtime.arrays import rows_of
 
-__all__ = ["STARTS", "build_start", "candidates", "fit_start", "score", "start_kind"]
+__all__ = [
+    "ASKED",
+    "STARTS",
+    "build_start",
+    "candidates",
+    "check_start",
+    "fit_start",
+    "score",
+    "start_kind",
+]
 
 BASIS_NUMBERS = 2**26
 """Most numbers in the informed directions of a large field: bounds memory."""
 
 SCORED = 4
 """Simulations that the starts to choose from are compared on."""
+
+
+ASKED = ("regression", "laplace", "frame")
+"""Kinds of start that may be asked for by name, whatever suits the problem."""
 
 
 def _linear(problem: InverseProblem, whitening: Whitening) -> tuple[Any, Any, Whitening]:
@@ -53,6 +68,12 @@ STARTS: dict[str, Callable[[InverseProblem, Whitening], GaussianStart]] = {
     ),
     "truncated": lambda problem, whitening: TruncatedOperatorStart(*_linear(problem, whitening)),
     "spectral": lambda problem, whitening: SpectralStart(*_linear(problem, whitening)),
+    "laplace": lambda problem, whitening: LaplaceStart(
+        *_linear(problem, whitening), problem.observation_shape.numel()
+    ),
+    "frame": lambda problem, whitening: FrameStart(
+        *_linear(problem, whitening), problem.observation_shape.numel()
+    ),
 }
 """Kinds of start, not yet fitted, for a problem and the coordinates of the start."""
 
@@ -70,16 +91,46 @@ def build_start(
         whitening: coordinates of the start.
         params: a few draws of the parameters, each ``(n, ...)``.
         kind: ``"spectral"`` or ``"truncated"``, as :func:`fit_start` chose for many data of a
-            large field; the first of :func:`candidates` when missing.
+            large field; one of :data:`ASKED`; the first of :func:`candidates` when missing.
     """
+    if kind in ASKED:
+        return STARTS[kind](problem, whitening)
     known = candidates(problem, whitening, params)
     return STARTS[kind if kind and known != ("regression",) else known[0]](problem, whitening)
 
 
 def start_kind(start: GaussianStart | None) -> str | None:
     """What :func:`build_start` has to be told to make such a start again."""
-    kinds = {SpectralStart: "spectral", TruncatedOperatorStart: "truncated"}
+    kinds = {
+        SpectralStart: "spectral",
+        TruncatedOperatorStart: "truncated",
+        LaplaceStart: "laplace",
+        FrameStart: "frame",
+    }
     return kinds.get(type(start))  # type: ignore[arg-type]
+
+
+def check_start(problem: InverseProblem, kind: str) -> None:
+    """Refuse a start that is none, or that the problem cannot have.
+
+    Args:
+        problem: prior, physics and noise.
+        kind: ``"auto"`` or one of :data:`ASKED`.
+
+    Raises:
+        ValueError: an unknown name, or a start from the mode without a physics and Gaussian noise.
+    """
+    if kind not in ("auto", *ASKED):
+        raise ValueError(f"'start' must be one of {('auto', *ASKED)}; got {kind!r}")
+    if kind not in ("laplace", "frame"):
+        return
+    physics, likelihood = problem.physics, problem.likelihood
+    gaussian = isinstance(likelihood, Likelihood) and likelihood.noise_scale() is not None
+    if not (isinstance(physics, Physics) and gaussian):
+        raise ValueError(
+            "'start' must be 'auto' or 'regression' for a problem without a physics and Gaussian "
+            f"noise of known size; got {kind!r} for {problem.describe_physics()}"
+        )
 
 
 def candidates(
@@ -113,6 +164,7 @@ def fit_start(
     whitening: Whitening,
     simulations: tuple[Tensor, Tensor, Mapping[str, Tensor]],
     max_rank: int,
+    kind: str = "auto",
 ) -> GaussianStart:
     """Fit the Gaussian start of a problem.
 
@@ -124,9 +176,11 @@ def fit_start(
         whitening: coordinates of the start.
         simulations: fields ``(n, *event)``, observations ``(n, *obs)`` and parameters.
         max_rank: most directions kept with many data of a varying operator, and in a regression.
+        kind: one of :data:`ASKED`, or ``"auto"``: what suits the problem.
     """
     starts = []
-    for kind in candidates(problem, whitening, simulations[2]):
+    kinds = candidates(problem, whitening, simulations[2]) if kind == "auto" else (kind,)
+    for kind in kinds:
         starts.append(STARTS[kind](problem, whitening).to(simulations[0].device))
         starts[-1].fit(*simulations, max_rank)
     if len(starts) == 1:

@@ -37,6 +37,7 @@ __all__ = [
     "Stacked",
     "StandardNormal",
     "as_columns",
+    "by_observation",
     "standard_normal",
 ]
 
@@ -182,6 +183,14 @@ def as_columns(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return columns.permute(2, 0, 1).reshape(*x.shape[:-1], -1)
 
 
+def by_observation(x: Tensor, matrices: Tensor) -> Tensor:
+    """Rows ``x (*sample, n, d)`` times a matrix for each observation, ``(n, d, k)``:
+    ``(*sample, n, k)``."""
+    # Batch first, samples as rows, so that no matrix is copied per sample.
+    rows = x.reshape(-1, *x.shape[-2:]).transpose(0, 1)
+    return (rows @ matrices).transpose(0, 1).reshape(*x.shape[:-1], -1)
+
+
 class ContractedNormal(Framed, TorchDistribution):
     """``N(loc, I - V diag(1 - scale**2) V^T)`` over vectors ``(d,)``.
 
@@ -231,16 +240,7 @@ class ContractedNormal(Framed, TorchDistribution):
         """Coefficients ``V^T x``, ``(*sample, *batch, d)`` to ``(*sample, *batch, r)``."""
         if not isinstance(self.basis, Tensor):
             return self.basis.project(x)
-        if self.basis.dim() == 2:
-            return x @ self.basis
-        # One basis per observation: batch first, samples as rows, so that no basis is copied per
-        # sample.
-        lead = x.shape[:-2]
-        return (
-            (x.reshape(-1, *x.shape[-2:]).transpose(0, 1) @ self.basis)
-            .transpose(0, 1)
-            .reshape(*lead, x.shape[-2], -1)
-        )
+        return x @ self.basis if self.basis.dim() == 2 else by_observation(x, self.basis)
 
     def lift(self, coefficients: Tensor) -> Tensor:
         """``V c``, ``(*sample, *batch, r)`` to ``(*sample, *batch, d)``."""
@@ -248,9 +248,7 @@ class ContractedNormal(Framed, TorchDistribution):
             return self.basis.lift(coefficients)
         if self.basis.dim() == 2:
             return coefficients @ self.basis.T
-        lead = coefficients.shape[:-2]
-        rows = coefficients.reshape(-1, *coefficients.shape[-2:]).transpose(0, 1)
-        return (rows @ self.basis.mT).transpose(0, 1).reshape(*lead, rows.shape[0], -1)
+        return by_observation(coefficients, self.basis.mT)
 
     def contract(self, x: Tensor, factor: Tensor) -> Tensor:
         """``x + V (factor - 1) V^T x``: scale by ``factor`` along the informed directions only."""

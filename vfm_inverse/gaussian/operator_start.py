@@ -35,6 +35,7 @@ from vfm_inverse.gaussian.matrix_free import (
     posterior_mean,
 )
 from vfm_inverse.gaussian.normals import ContractedNormal
+from vfm_inverse.gaussian.physics_frame import StartLaw
 from vfm_inverse.gaussian.whitening import DENSE_LIMIT, Whitening
 from vfm_inverse.problem.likelihood import Likelihood
 from vfm_inverse.runtime.arrays import rows_of
@@ -66,8 +67,8 @@ RESOLVED = 8
 
 
 class GaussianStart(FittedBuffers, ABC):
-    """``forward(y, params)``: the Gaussian approximation of ``p(xi | y)``, in whitened
-    coordinates."""
+    """``forward(y, params)``: the approximation of ``p(xi | y)``, in whitened coordinates; a
+    Gaussian, but for the law with the physics in its frame."""
 
     FITTED: tuple[str, ...]
 
@@ -95,8 +96,8 @@ class GaussianStart(FittedBuffers, ABC):
         """
 
     @abstractmethod
-    def forward(self, y: Tensor, params: Mapping[str, Tensor]) -> ContractedNormal:
-        """The Gaussian posterior of observations ``(n, *obs)``."""
+    def forward(self, y: Tensor, params: Mapping[str, Tensor]) -> StartLaw:
+        """The approximate posterior of observations ``(n, *obs)``."""
 
 
 class SharedBasis(GaussianStart):

@@ -18,7 +18,7 @@ import torch
 from deepinv.physics import Physics
 from torch import Tensor, nn
 
-from vfm_inverse.gaussian.normals import ContractedNormal
+from vfm_inverse.gaussian.physics_frame import StartLaw
 from vfm_inverse.networks.layers import CONVOLUTIONS, fresh_mlp
 from vfm_inverse.networks.stations import TableScale, row_columns
 from vfm_inverse.runtime.scaling import FittedBuffers, center_and_spread, over
@@ -51,16 +51,12 @@ class VectorFeatures(FittedBuffers):
         self.register_buffer("center", torch.zeros(size))
         self.register_buffer("spread", torch.ones(size))
 
-    def fit(
-        self, y: Tensor, params: Mapping[str, Tensor], start: ContractedNormal | None = None
-    ) -> None:
+    def fit(self, y: Tensor, params: Mapping[str, Tensor], start: StartLaw | None = None) -> None:
         """Fit centre and spread on simulations."""
         raw = flatten(y, params)
         self.center, self.spread = center_and_spread(raw, ROUNDINGS)
 
-    def forward(
-        self, y: Tensor, params: Mapping[str, Tensor], start: ContractedNormal | None
-    ) -> Tensor:
+    def forward(self, y: Tensor, params: Mapping[str, Tensor], start: StartLaw | None) -> Tensor:
         """Standardised features of observations ``(n, *obs)``."""
         return over(flatten(y, params) - self.center, self.spread)
 
@@ -141,7 +137,7 @@ class FieldFeatures(FittedBuffers):
         self.register_buffer("spread", torch.ones(channels))
         self.register_buffer("level", torch.ones(()))
 
-    def fit(self, y: Tensor, params: Mapping[str, Tensor], start: ContractedNormal | None) -> None:
+    def fit(self, y: Tensor, params: Mapping[str, Tensor], start: StartLaw | None) -> None:
         """Fit centre and spread on simulations."""
         if self.table is not None:
             self.table.fit(y, params, self._adjoint)
@@ -151,9 +147,7 @@ class FieldFeatures(FittedBuffers):
         # A channel that never varies (a fixed noise level) stays a constant zero.
         self.center, self.spread = center_and_spread(raw, ROUNDINGS)
 
-    def forward(
-        self, y: Tensor, params: Mapping[str, Tensor], start: ContractedNormal | None
-    ) -> Tensor:
+    def forward(self, y: Tensor, params: Mapping[str, Tensor], start: StartLaw | None) -> Tensor:
         """Standardised features of observations ``(n, *obs)``."""
         shape = (-1, *[1] * (len(self.event_shape) - 1))
         raw = self._raw(y, params, start)
@@ -182,15 +176,13 @@ class FieldFeatures(FittedBuffers):
     def _planes(self, shape: tuple[int, ...]) -> int:
         return math.prod(shape) // math.prod(self.event_shape[1:])
 
-    def _raw(
-        self, y: Tensor, params: Mapping[str, Tensor], start: ContractedNormal | None
-    ) -> Tensor:
+    def _raw(self, y: Tensor, params: Mapping[str, Tensor], start: StartLaw | None) -> Tensor:
         spatial = self.event_shape[1:]
         channels = []
         if self.with_start and start is not None:
-            std = start.variance.clamp_min(0).sqrt().expand_as(start.loc)
+            std = start.variance.clamp_min(0).sqrt().expand_as(start.mean)
             channels += [
-                start.loc.unflatten(-1, self.event_shape),
+                start.mean.unflatten(-1, self.event_shape),
                 std.unflatten(-1, self.event_shape),
             ]
         if self.table is not None:

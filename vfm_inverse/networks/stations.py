@@ -30,7 +30,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from vfm_inverse.gaussian.normals import ContractedNormal
+from vfm_inverse.gaussian.physics_frame import StartLaw
 from vfm_inverse.networks.layers import fresh_mlp
 from vfm_inverse.runtime.scaling import FittedBuffers, center_and_spread, over
 
@@ -195,9 +195,7 @@ class StationFeatures(FittedBuffers):
         octaves = 2.0 ** torch.arange(-1, FREQUENCIES - 1)
         self.register_buffer("octaves", octaves, persistent=False)
 
-    def fit(
-        self, y: Tensor, params: Mapping[str, Tensor], start: ContractedNormal | None = None
-    ) -> None:
+    def fit(self, y: Tensor, params: Mapping[str, Tensor], start: StartLaw | None = None) -> None:
         """Fit centre and spread on simulations."""
         parts, rows = columns(y, params)
         self.center, self.spread = y.new_zeros(2), y.new_ones(2)
@@ -208,7 +206,7 @@ class StationFeatures(FittedBuffers):
                 self.center[i], self.spread[i] = center_and_spread(values, ROUNDINGS)
 
     def forward(
-        self, y: Tensor, params: Mapping[str, Tensor], start: ContractedNormal | None = None
+        self, y: Tensor, params: Mapping[str, Tensor], start: StartLaw | None = None
     ) -> Tensor:
         """Features of tables ``y (n, m)``."""
         parts, rows = columns(y, params)

@@ -11,7 +11,7 @@ from vfm_inverse.flow.adapter import NoiseAdapter
 from vfm_inverse.flow.flow_map import ConditionedMap, FlowMap
 from vfm_inverse.flow.transport import Base
 from vfm_inverse.gaussian.frames import standardize, unstandardize
-from vfm_inverse.gaussian.normals import ContractedNormal
+from vfm_inverse.gaussian.physics_frame import StartLaw
 
 __all__ = ["OBSERVATION_MODES", "PRECISIONS", "Answer", "Condition", "Networks"]
 
@@ -25,7 +25,7 @@ class Condition(NamedTuple):
     """What the networks are given of one batch of observations; neither part is trained."""
 
     features: Tensor
-    start: ContractedNormal | None
+    start: StartLaw | None
 
 
 class Answer(NamedTuple):

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from vfm_inverse.flow.adapter import FAMILIES, NoiseAdapter
 from vfm_inverse.flow.flow_map import FlowMap
-from vfm_inverse.gaussian.choose_start import build_start, fit_start, start_kind
+from vfm_inverse.gaussian.choose_start import build_start, check_start, fit_start, start_kind
 from vfm_inverse.gaussian.operator_start import GaussianStart
 from vfm_inverse.gaussian.whitening import DENSE_LIMIT, WHITENINGS, Whitening, fit_whitening
 from vfm_inverse.networks.encoders import (
@@ -102,6 +102,7 @@ class Choice:
     width: int | None
     depth: int | None
     max_rank: int
+    start: str
 
     def settled(self, problem: InverseProblem) -> Choice:
         """With the adapter and the whitening that suit a problem where they were left open.
@@ -110,6 +111,7 @@ class Choice:
             ValueError: an unknown name, or a combination that cannot work.
         """
         adapter, whitening = self.adapter, self.whitening
+        self._check_start(problem)
         if self.observation not in OBSERVATION_MODES:
             raise ValueError(
                 f"'observation' must be one of {OBSERVATION_MODES}; got {self.observation!r}"
@@ -139,6 +141,20 @@ class Choice:
             whitening = "identity"
         return replace(self, adapter=adapter, whitening=whitening)
 
+    def _check_start(self, problem: InverseProblem) -> None:
+        check_start(problem, self.start)
+        if self.start != "auto" and not self.gaussian_start:
+            raise ValueError(
+                f"'start' must be 'auto' without a Gaussian start; got {self.start!r}"
+            )
+        if self.start != "frame":
+            return
+        if self.observation != "both" or self.adapter not in (None, "contraction"):
+            raise ValueError(
+                "'start' must not be 'frame' unless observation='both' and the adapter is "
+                f"'contraction'; got observation={self.observation!r}, adapter={self.adapter!r}"
+            )
+
     def config(
         self, network: str, whitening: Whitening, start: GaussianStart | None
     ) -> dict[str, Any]:
@@ -155,7 +171,7 @@ class Choice:
             "width": self.width,
             "depth": self.depth,
             "rank": 0 if start is None else start.rank,
-            "start": start_kind(start),
+            "start": start_kind(start) if self.start == "auto" else self.start,
         }
 
 
@@ -190,8 +206,10 @@ def build(
         done("Gaussian start")
         start = None
         if choice.gaussian_start:
-            start = fit_start(problem, whitening, (x, y, params), choice.max_rank)
+            simulations, rank = (x, y, params), choice.max_rank
+            start = fit_start(problem, whitening, simulations, rank, choice.start)
             start = start.to(whitening.mean)
+            del simulations
         del x
         done("features")
         parts = assemble(

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vfm_inverse.flow.flow_map import FlowMap
-from vfm_inverse.gaussian.normals import ContractedNormal
+from vfm_inverse.gaussian.physics_frame import StartLaw
 from vfm_inverse.posterior.answer import Networks
 from vfm_inverse.posterior.validity import ValidRange
 from vfm_inverse.posterior.variational import VariationalFlowMap
@@ -34,9 +34,7 @@ class Still(nn.Module):
 class AtStart(nn.Module):
     """The adapter that answers with the Gaussian start."""
 
-    def forward(
-        self, features: Tensor, start: ContractedNormal, half: bool = False
-    ) -> ContractedNormal:
+    def forward(self, features: Tensor, start: StartLaw, half: bool = False) -> StartLaw:
         """The start itself."""
         return start
 

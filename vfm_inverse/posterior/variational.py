@@ -32,6 +32,7 @@ from vfm_inverse.flow.transport import Base
 from vfm_inverse.gaussian.frames import standard_law
 from vfm_inverse.gaussian.normals import standard_normal
 from vfm_inverse.gaussian.operator_start import GaussianStart
+from vfm_inverse.gaussian.physics_frame import PhysicsFrame
 from vfm_inverse.gaussian.whitening import Whitening
 from vfm_inverse.networks.encoders import FieldFeatures, VectorFeatures
 from vfm_inverse.networks.stations import StationFeatures
@@ -157,6 +158,7 @@ class VariationalFlowMap(nn.Module):
         whitening=("str", "Whitening"),
         precision="str",
         network="str",
+        start="str",
     )
     def for_problem(
         cls,
@@ -172,6 +174,7 @@ class VariationalFlowMap(nn.Module):
         width: int | None = None,
         depth: int | None = None,
         max_rank: int = 128,
+        start: str = "auto",
         num_simulations: int = 20_000,
         seed: int = 0,
         progress: bool = True,
@@ -198,6 +201,12 @@ class VariationalFlowMap(nn.Module):
             depth: residual blocks (MLP, default 3) or halvings (U-Net, by the field's size).
             max_rank: most informed directions kept with many data of a varying operator, and in a
                 regression.
+            start: kind of Gaussian start: ``"auto"`` (exact for linear physics with Gaussian
+                noise, else a regression), ``"regression"``, ``"laplace"`` (the Gaussian at the
+                mode of each posterior) or ``"frame"`` (around the mode, with the physics itself
+                in the coordinates: draws fit the data though the physics is not linear; with
+                observation="both"). The last two take a differentiable physics with Gaussian
+                noise, and some hundred evaluations of it an observation.
             num_simulations: simulations that whitening, start and features are fitted on; fewer of
                 large fields, to stay within a quarter of a gigabyte. A prior given by fewer
                 samples is whitened by all of these.
@@ -218,6 +227,7 @@ class VariationalFlowMap(nn.Module):
             width,
             depth,
             max_rank,
+            start,
         )
         return cls(**build(problem, choice, num_simulations, seed, progress)._asdict())
 
@@ -309,6 +319,7 @@ class VariationalFlowMap(nn.Module):
         half = (precision or self.precision) == "half"
         if adapter is None:
             noise = standard_normal(features.shape[0], self.whitening.mean)
+            assert not isinstance(start, PhysicsFrame)  # for_problem saw to it
             return Answer(flow_map.at(features, start, half), noise, Base(noise))
         q = adapter(features, start, half)
         if self.observation == "adapter":

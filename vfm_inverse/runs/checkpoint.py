@@ -13,6 +13,7 @@ import torch
 
 from vfm_inverse import problems
 from vfm_inverse.flow.adapter import FAMILIES
+from vfm_inverse.gaussian.choose_start import STARTS
 from vfm_inverse.gaussian.whitening import Whitening
 from vfm_inverse.posterior.answer import OBSERVATION_MODES, PRECISIONS
 from vfm_inverse.posterior.card import Card
@@ -113,6 +114,9 @@ def check_config(header: Mapping[str, Any]) -> dict[str, Any]:
     for name, known in names.items():
         if (value := config.get(name, "single" if name == "precision" else "")) not in known:
             raise ValueError(f"'{name}' in its header must be one of {known}; got {value!r:.40}")
+    if (start := config.get("start")) not in (None, *STARTS):
+        known = (None, *STARTS)
+        raise ValueError(f"'start' in its header must be one of {known}; got {start!r:.40}")
     whole = {"rank": Setting(int, 0, 2**31), **SETTINGS["model"]}
     for name in ("gaussian_start", "steps", "width", "depth", "rank"):
         if name not in config:

@@ -28,7 +28,9 @@ from torch import Tensor, nn
 
 from vfm_inverse.flow.couplings import COUPLINGS
 from vfm_inverse.flow.losses import FLOW_LOSSES, diagonal, sample_times
+from vfm_inverse.gaussian.laplace_start import FrameStart
 from vfm_inverse.gaussian.normals import standard_normal
+from vfm_inverse.gaussian.physics_frame import PhysicsFrame
 from vfm_inverse.posterior.answer import Answer, Networks
 from vfm_inverse.posterior.variational import VariationalFlowMap
 from vfm_inverse.runtime.settings import check_settings
@@ -107,7 +109,7 @@ class Objective(nn.Module):
         flow, forward, reverse = (numbers[k] for k in ("flow", "forward", "reverse"))
         alpha, tau, off_diagonal = (numbers[k] for k in ("alpha", "tau", "off_diagonal"))
         adaptive, adapter_share = numbers["adaptive"], numbers["adapter_share"]
-        check_terms(vfm, flow_loss, coupling, reverse)
+        check_terms(vfm, flow_loss, coupling, reverse, forward)
         joint = vfm.observation == "adapter"
         if forward is None:
             learns = vfm.adapter is not None and (joint or vfm.adapter.family.learns)
@@ -241,7 +243,11 @@ class Objective(nn.Module):
         answer = vfm.answer(vfm.condition(y, params), self.average)
         xi, law = vfm.whitening.whiten(x), answer.map
         figures = {}
-        if vfm.adapter is not None:
+        if isinstance(answer.q, PhysicsFrame):
+            # No adapter changes it, and its draws cost evaluations of the physics.
+            figures["mean_sigma"] = answer.q.variance.clamp_min(0).sqrt().mean()
+            figures["dispersion"] = answer.q.standardize(xi).square().mean()
+        elif vfm.adapter is not None:
             draws = answer.q.sample((32,))
             z, std = draws[0], draws.std(0)
             divergence = answer.q.log_prob(z) - standard_normal(z.shape[0], z).log_prob(z)
@@ -267,7 +273,13 @@ def phases_of(adapter_share: float) -> tuple[Phase, ...]:
     return (Phase("adapter", adapter_share), *rest)
 
 
-def check_terms(vfm: VariationalFlowMap, flow_loss: str, coupling: str, reverse: float) -> None:
+def check_terms(
+    vfm: VariationalFlowMap,
+    flow_loss: str,
+    coupling: str,
+    reverse: float,
+    forward: float | None = None,
+) -> None:
     """Refuse names that are none and terms that the map cannot have.
 
     Raises:
@@ -285,6 +297,11 @@ def check_terms(vfm: VariationalFlowMap, flow_loss: str, coupling: str, reverse:
             "'reverse' and couplings need observation='adapter': a map conditioned on y has "
             f"no prior of its own; got observation={vfm.observation!r}, reverse={reverse}, "
             f"coupling={coupling!r}"
+        )
+    if forward and isinstance(vfm.start, FrameStart):
+        raise ValueError(
+            "'forward' must be 0 for a start with the physics in its frame, which no adapter "
+            f"changes; got {forward:g}"
         )
     if reverse and vfm.likelihood is None:
         raise ValueError("'reverse' needs a likelihood; this problem has a simulator only")

@@ -191,6 +191,7 @@ def _is_exact(vfm: VariationalFlowMap, problem: InverseProblem) -> bool:
     noise = getattr(problem.physics, "noise_model", None)
     return (
         vfm.start is not None
+        and vfm.config.get("start") != "regression"
         and problem.prior_moments() is not None
         and isinstance(problem.physics, LinearPhysics)
         and type(noise) is GaussianNoise

@@ -273,6 +273,14 @@ def from_draws(kind: str) -> Results:
     return judged(found)
 
 
+def nearly() -> Results:
+    """Draws that many simulations tell from the truth, and that are hardly wrong."""
+    generator = torch.Generator().manual_seed(0)
+    samples = torch.randn(41, 3000, 2, generator=generator)
+    found = calibration.from_draws(samples[1:] + 0.08, samples[0], joint=False)
+    return judged(found)
+
+
 def at_one_observation(which: str) -> Results:
     """The check at one observation: of a posterior, and with one that is given both."""
     y, sigma = torch.tensor([[1.5, 0.3]]), {"sigma": torch.tensor([0.4])}
@@ -309,6 +317,7 @@ CASES: dict[str, Case] = {
         f"from draws, {one}": partial(from_draws, one)
         for one in ("numpy", "own quantities", "xarray", "ArviZ")
     },
+    "from draws, hardly wrong": nearly,
     **{
         f"at one observation, {one}": partial(at_one_observation, one)
         for one in ("exact", "wrong", "both")

@@ -112,6 +112,61 @@ gain = [0.01, 0.1]
 """,
 }
 
+# Tables of further problems, which ``inspect`` makes and tells of: prior, physics, noise.
+MAPS = 'path = "{}"\nsample = "time"'
+IMAGES = 'path = "images"\npatch = 8'
+AT_STATIONS = 'operator = "point-observations"\nstations = "stations.csv"'
+TOLD = {
+    "column of errors": (MAPS.format("maps.nc"), AT_STATIONS, 'model = "gaussian"\nsigma = "sd"'),
+    "several files": (MAPS.format("part_*.nc"), AT_STATIONS, 'model = "laplace"\nb = [0.1, 0.2]'),
+    "store": (MAPS.format("maps.zarr"), AT_STATIONS, 'model = "uniform"\na = 0.3'),
+    "two variables": (
+        MAPS.format("two.nc") + '\nvariable = ["tas", "pr"]',
+        AT_STATIONS,
+        'model = "fisher-tippett"\nl = 4.0',
+    ),
+    "held-out file": (
+        MAPS.format("part_a.nc") + '\ntest = "part_b.nc"',
+        AT_STATIONS,
+        'model = "gaussian"\nsigma = 0.1',
+    ),
+    "tomography": (
+        IMAGES,
+        'operator = "deepinv:Tomography"\nangles = [0.0, 90.0]\nnormalize = false',
+        'model = "log-poisson"\nN0 = 64.0\nmu = 0.1',
+    ),
+    "heat": (
+        IMAGES,
+        'operator = "heat-equation"\ntimes = [0.1]\ndiffusivity = 0.5',
+        'model = "poisson-gaussian"\ngain = 0.1\nsigma = 0.2',
+    ),
+    "own operator": (IMAGES, 'operator = "own_code:Rows"\ngain = 2.0', None),
+}
+OWN_CODE = """
+import torch
+from deepinv.physics import GaussianNoise, LinearPhysics
+from vfm_inverse.problem import InverseProblem
+
+
+class Rows(LinearPhysics):
+    def __init__(self, img_size, gain=1.0):
+        super().__init__(img_size=img_size, noise_model=GaussianNoise(0.3))
+        self.img_size, self.gain = img_size, gain
+
+    def A(self, x, **kwargs):
+        return self.gain * x[:, :, ::2]
+
+    def A_adjoint(self, y, **kwargs):
+        x = y.new_zeros(len(y), *self.img_size)
+        x[:, :, ::2] = self.gain * y
+        return x
+
+
+def make(size=4):
+    fields = torch.randn(40, 1, size, size, generator=torch.Generator().manual_seed(0))
+    return InverseProblem(fields, physics=Rows((1, size, size)))
+"""
+
 SUBCOMMANDS = (
     *("new", "problems", "inspect", "train", "sample"),
     *("correct", "calibrate", "report", "verify", "demo"),
@@ -140,6 +195,11 @@ def files() -> None:
     about = {"units": "K", "long_name": "temperature anomaly"}
     data = xr.Dataset({"tas": (("time", "lat", "lon"), waves, about)}, coords)
     data.to_netcdf("maps.nc")
+    data.assign(pr=2 * data.tas).to_netcdf("two.nc")
+    data.to_zarr("maps.zarr", zarr_format=2)
+    for name, part in {"a": slice(0, 30), "b": slice(30, 60)}.items():
+        data.isel(time=part).to_netcdf(f"part_{name}.nc")
+    Path("own_code.py").write_text(OWN_CODE)
     rows = ["Station,Latitude,LONGITUDE,sd", "a,42,-9,0.1", "b,45.5,0,0.2", "c,50,3,0.3"]
     Path("stations.csv").write_text("\n".join([*rows, "d,59,352,0.4"]) + "\n")
     seen = ["Station,value,sigma", "d,0.4,0.2", "a,-0.3,0.2", "b,0.1,0.2"]
@@ -334,6 +394,21 @@ def begun() -> Results:
     return results
 
 
+def declared() -> Results:
+    """What is said of further problems that settings declare or that are code of the user's."""
+    files()
+    results: Results = {}
+    for name, tables in TOLD.items():
+        path = Path(f"told-{name.replace(' ', '-')}.toml")
+        parts = zip(("prior", "physics", "noise"), tables, strict=True)
+        path.write_text("\n".join(f"[problem.{part}]\n{said}" for part, said in parts if said))
+        results[name] = inspected(path)
+    Path("own.toml").write_text('[problem]\nobject = "own_code:make"\nsize = 6\n')
+    results["object"] = inspected("own.toml")
+    results["verify"] = command("verify", "own_code:make")
+    return results
+
+
 def reported() -> Results:
     """The page of a check that fails, with a log and local tests."""
     generator = torch.Generator().manual_seed(0)
@@ -359,6 +434,7 @@ CASES: dict[str, Case] = {
     "run, refused": wrong,
     "command line": helped,
     "command line, new": begun,
+    "command line, declared": declared,
     "report": reported,
     "weights of the demo": shipped,
 }

@@ -120,6 +120,16 @@ def of_problem(name: str, settings: dict[str, Any]) -> Results:
     return results
 
 
+def gaussian_prior() -> Results:
+    """The classical answer for photographs, by which maps are judged."""
+    from vfm_inverse.problems.photo_deblur import gaussian_prior_posterior
+
+    problem = problems.load("photo-deblur", size=12)
+    _, y, params = held_out(problem)
+    law = gaussian_prior_posterior(problem, y, **params)
+    return {"draws": drawn(law), "mean": law.mean}
+
+
 def of_noises() -> Results:
     """Draws and log densities under every law of noise."""
     results: Results = {}
@@ -320,6 +330,7 @@ CASES: dict[str, Case] = {
     "operators, certified": certified,
     **{f"problem {name}": partial(of_problem, name, {}) for name in problems.available()},
     **{f"problem, {name}": partial(of_problem, *one) for name, one in SETTINGS.items()},
+    "photographs, Gaussian prior": gaussian_prior,
     "noises": of_noises,
     "labelled vectors": partial(labelled, "vectors"),
     "labelled field": partial(labelled, "field"),

@@ -98,12 +98,39 @@ class Darcy(MaskedPhysics):
                 f"'x' must have shape (batch, {', '.join(map(str, self.img_size))}); "
                 f"got {tuple(x.shape)}"
             )
+        c, f = self._elementwise(x, source)
+        return solve_darcy(c, f).unsqueeze(1)
+
+    def jacobian(
+        self,
+        x: Tensor,
+        source: Tensor | float | None = None,
+        mask: Tensor | None = None,
+        **params: Any,
+    ) -> Tensor:
+        """Derivatives of the data, ``(batch, 1, h, w)`` to ``(batch, N, 1, h, w)``: one
+        factorisation, and a right-hand side for each sensor."""
+        c, f = self._elementwise(x, source)
+        factor = _factorise(c)
+        p = _substitute(factor, _load(f))
+        sides = [side + 1 for side in self.elements]
+        nodes = torch.eye(sides[0] * sides[1], dtype=x.dtype, device=x.device)
+        rows = self.sensors.A(nodes.unflatten(1, (1, *sides))).unflatten(0, sides)
+        right = rows[1:-1, 1:-1].expand(len(x), -1, -1, -1)
+        adjoint = _substitute_all(factor, right).movedim(-1, 1)
+        slope = -(_corners(adjoint) * _stiffness(_corners(p)).unsqueeze(1)).sum(-3) * c[:, None]
+        h, w = self.img_size[1:]
+        slope = slope.reshape(len(x), -1, 1, h, self.refine, w, self.refine).sum((-3, -1))
+        return self._masked_rows(slope, mask)
+
+    def _elementwise(self, x: Tensor, source: Tensor | float | None) -> tuple[Tensor, Tensor]:
+        """Permeability and source of every element, ``(batch, H, W)``."""
         f = self.source if source is None else torch.as_tensor(source)
         f = f.to(x)
         f = f.reshape(-1, 1, 1) if f.dim() < 3 else f.reshape(-1, *self.elements)
         c = x.exp().squeeze(1)
         c = c.repeat_interleave(self.refine, -2).repeat_interleave(self.refine, -1)
-        return solve_darcy(c, f.expand_as(c)).unsqueeze(1)
+        return c, f.expand_as(c)
 
 
 def solve_darcy(permeability: Tensor, source: Tensor) -> Tensor:
@@ -117,11 +144,15 @@ def solve_darcy(permeability: Tensor, source: Tensor) -> Tensor:
         The pressure at the nodes, ``(*, H + 1, W + 1)``, zero on the boundary; inside not a number
         where a permeability overflowed or rounding left the matrix indefinite.
     """
-    c, f = permeability, source
-    area = 1 / (c.shape[-2] * c.shape[-1])
-    load = area / 4 * (f[..., :-1, :-1] + f[..., :-1, 1:] + f[..., 1:, :-1] + f[..., 1:, 1:])
-    inner: Tensor = _Solve.apply(c, load, *_factorise(c.detach()))
+    c = permeability
+    inner: Tensor = _Solve.apply(c, _load(source), *_factorise(c.detach()))
     return pad(inner, (1, 1, 1, 1))
+
+
+def _load(f: Tensor) -> Tensor:
+    """Right-hand side ``(*, H - 1, W - 1)`` of a source ``(*, H, W)``."""
+    area = 1 / (f.shape[-2] * f.shape[-1])
+    return area / 4 * (f[..., :-1, :-1] + f[..., :-1, 1:] + f[..., 1:, :-1] + f[..., 1:, 1:])
 
 
 class _Solve(Function):
@@ -203,18 +234,24 @@ def _symmetric_tridiagonal(diagonal: Tensor, beside: Tensor, to: Tensor | None =
 
 
 def _substitute(factor: Sequence[Tensor], b: Tensor) -> Tensor:
-    """Solve for right-hand sides ``(*, H - 1, W - 1)``, forward and back through the rows."""
+    """Solve for right-hand sides ``(*, H - 1, W - 1)``."""
+    return _substitute_all(factor, b.unsqueeze(-1)).squeeze(-1)
+
+
+def _substitute_all(factor: Sequence[Tensor], b: Tensor) -> Tensor:
+    """Solve for k right-hand sides each, ``(*, H - 1, W - 1, k)``, forward and back through the
+    rows."""
     lowers, couplings = factor[0::2], factor[1::2]
-    y = [torch.linalg.solve_triangular(lowers[0], b[..., 0, :, None], upper=False)]
+    y = [torch.linalg.solve_triangular(lowers[0], b[..., 0, :, :], upper=False)]
     for row, (lower, coupling) in enumerate(zip(lowers[1:], couplings, strict=True), 1):
-        right = b[..., row, :, None] - coupling.mT @ y[-1]
+        right = b[..., row, :, :] - coupling.mT @ y[-1]
         y.append(torch.linalg.solve_triangular(lower, right, upper=False))
     p = [torch.linalg.solve_triangular(lowers[-1].mT, y[-1], upper=True)]
     for lower, coupling, right in zip(
         reversed(lowers[:-1]), reversed(couplings), reversed(y[:-1]), strict=True
     ):
         p.append(torch.linalg.solve_triangular(lower.mT, right - coupling @ p[-1], upper=True))
-    return torch.stack(p[::-1], -3).squeeze(-1)
+    return torch.stack(p[::-1], -3)
 
 
 def _corners(inner: Tensor) -> Tensor:

@@ -88,8 +88,29 @@ class FirstArrivals(MaskedPhysics):
                 f"got {tuple(x.shape)}"
             )
         slowness = torch.exp(-x)
-        at_source = self.at_sources.A(slowness)[..., None, None]
-        start = self.distance.to(x) * (slowness + at_source) / 2
+        return self._times(slowness, self.at_sources.A(slowness))
+
+    def jacobian(self, x: Tensor, mask: Tensor | None = None, **params: Any) -> Tensor:
+        """Derivatives of the data, ``(batch, 1, H, W)`` to ``(batch, S R, 1, H, W)``. Each source
+        has a slowness of its own, so that a receiver's times of all sources share a gradient."""
+        num = len(self.known)
+
+        def data(slowness: Tensor) -> Tensor:
+            own = self.at_sources.A(slowness.flatten(0, 1).unsqueeze(1))
+            at_source = own.unflatten(0, (-1, num)).diagonal(dim1=-2, dim2=-1)
+            return self.at_receivers.A(self._times(slowness, at_source))
+
+        slowness = torch.exp(-x)
+        vjp: Any = torch.func.vjp  # its stated type is that of the form with auxiliary data
+        times, gradient = vjp(data, slowness.repeat(1, num, 1, 1))
+        one = torch.eye(times.shape[-1], dtype=x.dtype, device=x.device)
+        (rows,) = torch.func.vmap(gradient)(one[:, None, None].expand(-1, *times.shape))
+        rows = rows.movedim(0, 2) * -slowness.unsqueeze(2)
+        return self._masked_rows(rows.flatten(1, 2).unsqueeze(2), mask)
+
+    def _times(self, slowness: Tensor, at_source: Tensor) -> Tensor:
+        """``(batch, 1 or S, H, W)``, at sources ``(batch, S)``, to ``(batch, S, H, W)``."""
+        start = self.distance.to(slowness) * (slowness + at_source[..., None, None]) / 2
         return first_arrivals((self.spacing * slowness).expand_as(start), start, self.known)
 
 

@@ -37,3 +37,12 @@ class MaskedPhysics(Physics):
     def _masked(self, y: Tensor, mask: Tensor | None) -> Tensor:
         mask = self.mask if mask is None else mask
         return y if mask is None else y * mask.to(y)
+
+    def _masked_rows(self, jacobian: Tensor, mask: Tensor | None) -> Tensor:
+        """Derivatives of data ``(batch, *data, *field)``, zero for those that are switched off."""
+        mask = self.mask if mask is None else mask
+        if mask is None:
+            return jacobian
+        mask = mask.to(jacobian)
+        mask = mask if len(mask) == len(jacobian) and mask.dim() > 1 else mask.unsqueeze(0)
+        return jacobian * mask.reshape(*mask.shape, *[1] * (jacobian.dim() - mask.dim()))

@@ -14,6 +14,7 @@ from torch.distributions import Independent, LogNormal, Normal
 
 import vfm_inverse as vi
 from vfm_inverse import problems
+from vfm_inverse.gaussian import physics_frame
 from vfm_inverse.gaussian.choose_start import STARTS, fit_start
 from vfm_inverse.gaussian.frames import standardize
 from vfm_inverse.gaussian.gauss_newton import laplace, mode, objective
@@ -83,7 +84,7 @@ def moved(q: PhysicsFrame, off: float) -> PhysicsFrame:
     """The frame around points off the mode."""
     xi = q.mean + off * torch.randn_like(q.mean)
     law, weighted = laplace(xi, q.misfit.linearize(xi)[1])
-    return PhysicsFrame(law, weighted, q.misfit, q.chords)
+    return PhysicsFrame(law, weighted, q.misfit, q.minimum, q.chords)
 
 
 # Back and density -------------------------------------------------------------------------------
@@ -227,7 +228,7 @@ def test_untrained_draws_fit_the_data(darcy) -> None:
     problem, start, q, _ = darcy
     _, y, params = problem.simulate(200, split="test", seed=1)
     zeta = torch.randn(50, 200, 64, generator=torch.Generator().manual_seed(0))
-    two = PhysicsFrame(q.laplace, q.weighted, q.misfit, chords=2)
+    two = PhysicsFrame(q.laplace, q.weighted, q.misfit, q.minimum, chords=2)
     assert misfits(q, two.unstandardize(zeta)) < 1.05
     assert misfits(q, start.regression(y, params).unstandardize(zeta)) > 50
     assert misfits(q, q.laplace.unstandardize(zeta)) > 4
@@ -252,11 +253,11 @@ def noisier(q: PhysicsFrame, factor: float) -> PhysicsFrame:
     misfit = Misfit(old.physics, old.whitening, old.y, factor * old.noise, old.params)
     xi, _ = mode(misfit, q.mean, q.mean.unsqueeze(0)[:0])
     law, weighted = laplace(xi, misfit.linearize(xi)[1])
-    return PhysicsFrame(law, weighted, misfit, q.chords)
+    return PhysicsFrame(law, weighted, misfit, q.minimum, q.chords)
 
 
 FAULTS: dict[str, Callable[[PhysicsFrame], PhysicsFrame]] = {
-    "sign of the adjoint": lambda q: PhysicsFrame(q.laplace, -q.weighted, q.misfit, 2),
+    "sign of the adjoint": lambda q: PhysicsFrame(q.laplace, -q.weighted, q.misfit, q.minimum, 2),
     "noise too large": lambda q: noisier(q, 2.0),
     "noise too small": lambda q: noisier(q, 0.5),
 }
@@ -298,12 +299,13 @@ def test_beginnings_find_the_lower_of_two_minima() -> None:
     assert (there < 0).all() and (found > 0).all() and (minimum < high).all()
 
 
-def test_a_density_of_many_dimensions_is_refused() -> None:
-    problem = problems.load("gaussian-field", size=17, num_points=4)
+def test_a_density_of_many_directions_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(physics_frame, "DENSITY_LIMIT", 3)
+    problem = problems.load("gaussian-field", size=6, num_points=4)
     start, whitening = started(problem, num=400)
     x, y, params = problem.simulate(2, seed=1)
     q = start(y, params)
-    with pytest.raises(NotImplementedError, match="up to 256 dimensions; got 289"):
+    with pytest.raises(NotImplementedError, match="up to 3 informed directions; got 4"):
         q.log_prob(whitening.whiten(x))
     with pytest.raises(ValueError, match="'batch_shape' must stay"):
         q.expand((3,))

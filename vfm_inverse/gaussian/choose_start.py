@@ -2,13 +2,15 @@ r"""The classical answer, as the place where training starts: which start suits 
 
 For linear physics with Gaussian noise it is the posterior under a Gaussian prior with the prior's
 mean and covariance, in closed form (:mod:`vfm_inverse.gaussian.operator_start`), or close to it
-for large fields (:mod:`vfm_inverse.gaussian.spectral_start`); for every other physics a regression
-(:mod:`vfm_inverse.gaussian.regression_start`). Those from the mode of the posterior
-(:mod:`vfm_inverse.gaussian.laplace_start`) are taken when asked for.
+for large fields (:mod:`vfm_inverse.gaussian.spectral_start`); for other physics with derivatives
+and Gaussian noise the law around the mode that has the physics in its coordinates
+(:mod:`vfm_inverse.gaussian.laplace_start`), unless simulations show that it is worse than a
+regression; for all else a regression (:mod:`vfm_inverse.gaussian.regression_start`).
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -33,6 +35,7 @@ from vfm_inverse.problem.bounded import SoftBox
 from vfm_inverse.problem.inverse_problem import InverseProblem
 from vfm_inverse.problem.likelihood import Likelihood
 from vfm_inverse.runtime.arrays import rows_of
+from vfm_inverse.statistics.scores import energy_score
 
 __all__ = [
     "ASKED",
@@ -40,16 +43,28 @@ __all__ = [
     "build_start",
     "candidates",
     "check_start",
+    "fit_frame",
     "fit_start",
     "score",
     "start_kind",
+    "start_of",
 ]
+
+log = logging.getLogger(__name__)
 
 BASIS_NUMBERS = 2**26
 """Most numbers in the informed directions of a large field: bounds memory."""
 
 SCORED = 4
 """Simulations that the starts to choose from are compared on."""
+
+
+FRAMED, FRAMED_DRAWS = 32, 32
+"""Simulations, and draws for each, on which a start with the physics in it is held against a
+regression."""
+
+FRAME_NUMBERS = 2**18
+"""Most numbers in the Jacobian of one observation with which such a start is taken unasked."""
 
 
 ASKED = ("regression", "laplace", "frame")
@@ -165,6 +180,7 @@ def fit_start(
     simulations: tuple[Tensor, Tensor, Mapping[str, Tensor]],
     max_rank: int,
     kind: str = "auto",
+    framed: bool = False,
 ) -> GaussianStart:
     """Fit the Gaussian start of a problem.
 
@@ -177,15 +193,66 @@ def fit_start(
         simulations: fields ``(n, *event)``, observations ``(n, *obs)`` and parameters.
         max_rank: most directions kept with many data of a varying operator, and in a regression.
         kind: one of :data:`ASKED`, or ``"auto"``: what suits the problem.
+        framed: whether the map can work in a frame with the physics in it.
     """
-    starts = []
+    starts: list[GaussianStart] = []
     kinds = candidates(problem, whitening, simulations[2]) if kind == "auto" else (kind,)
+    if kind == "auto" and kinds == ("regression",) and framed:
+        start = fit_frame(problem, whitening, simulations, max_rank)
+        return start or start_of("regression", problem, whitening, simulations, max_rank)
     for kind in kinds:
-        starts.append(STARTS[kind](problem, whitening).to(simulations[0].device))
-        starts[-1].fit(*simulations, max_rank)
+        starts.append(start_of(kind, problem, whitening, simulations, max_rank))
     if len(starts) == 1:
         return starts[0]
     return max(starts, key=lambda start: score(start, whitening, simulations))
+
+
+def start_of(
+    kind: str,
+    problem: InverseProblem,
+    whitening: Whitening,
+    simulations: tuple[Tensor, Tensor, Mapping[str, Tensor]],
+    max_rank: int,
+) -> GaussianStart:
+    """A start of a kind, fitted."""
+    start = STARTS[kind](problem, whitening).to(simulations[0].device)
+    start.fit(*simulations, max_rank)
+    return start
+
+
+def fit_frame(
+    problem: InverseProblem,
+    whitening: Whitening,
+    simulations: tuple[Tensor, Tensor, Mapping[str, Tensor]],
+    max_rank: int,
+) -> FrameStart | None:
+    """The start with the physics in its frame; ``None`` where the problem cannot have it, or where
+    its draws have a larger energy score than those of a regression."""
+    try:
+        check_start(problem, "frame")
+        if problem.observation_shape.numel() * whitening.dim > FRAME_NUMBERS:
+            return None
+        start = start_of("frame", problem, whitening, simulations, max_rank)
+    except ValueError:
+        return None
+    assert isinstance(start, FrameStart)
+    x, y, params = simulations[0][-FRAMED:], simulations[1][-FRAMED:], simulations[2]
+    params = rows_of(params, slice(-FRAMED, None))
+    xi = whitening.whiten(x)
+    frame, plain = (
+        energy_score(law.sample(torch.Size([FRAMED_DRAWS])), xi).mean()
+        for law in (start(y, params), start.regression(y, params))
+    )
+    if frame <= plain:
+        return start
+    log.info(
+        "a start with the physics in its frame scores %.3g and a regression %.3g on %d "
+        "simulations (energy score, smaller is better); the regression is taken",
+        frame,
+        plain,
+        len(xi),
+    )
+    return None
 
 
 def score(

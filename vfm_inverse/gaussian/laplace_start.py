@@ -11,6 +11,7 @@ The descent begins at the mean of a linear regression, and where it ends too hig
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from deepinv.physics import Physics
@@ -34,6 +35,22 @@ BEGINNINGS = 16
 
 NUMBERS = 2**22
 """Numbers of Jacobians that are held at once: bounds memory."""
+
+
+class Expansion(NamedTuple):
+    """Physics and data around the mode of n posteriors.
+
+    Attributes:
+        misfit: residuals of the observations.
+        law: the Gaussian at the mode.
+        weighted: ``U diag(s)`` of the Jacobian there, ``(n, m, r)``.
+        minimum: the objective there, ``(n,)``, in nats.
+    """
+
+    misfit: Misfit
+    law: ContractedNormal
+    weighted: Tensor
+    minimum: Tensor
 
 
 class LinearizedStart(GaussianStart):
@@ -89,22 +106,22 @@ class LinearizedStart(GaussianStart):
         return Misfit(self._physics, self._whitening, y, noise, params)
 
     @torch.no_grad()
-    def expand(
-        self, y: Tensor, params: Mapping[str, Tensor]
-    ) -> tuple[Misfit, ContractedNormal, Tensor]:
-        """The misfit of observations ``(n, *obs)``, the Gaussian at the mode of each, and ``U
-        diag(s)`` of its Jacobian there, ``(n, m, r)``."""
+    def expand(self, y: Tensor, params: Mapping[str, Tensor]) -> Expansion:
+        """Around the mode of observations ``(n, *obs)``."""
         misfit, prior = self.misfit(y, params), self.regression(y, params)
         others = prior.unstandardize(self._noise(y).expand(-1, len(y), -1))
         step = max(1, NUMBERS // (self._num_data * self._whitening.dim))
         parts = []
         for i in range(0, len(y), step):
             rows = slice(i, i + step)
-            xi, _ = mode(misfit[rows], prior.loc[rows], others[:, rows])
+            xi, minimum = mode(misfit[rows], prior.loc[rows], others[:, rows])
             law, weighted = laplace(xi, misfit[rows].linearize(xi)[1])
-            parts.append((xi, law.basis, law.scale, weighted))
-        xi, basis, scale, weighted = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
-        return misfit, ContractedNormal(xi, basis, scale, validate_args=False), weighted
+            parts.append((xi, law.basis, law.scale, weighted, minimum))
+        xi, basis, scale, weighted, minimum = (
+            torch.cat(pieces) for pieces in zip(*parts, strict=True)
+        )
+        law = ContractedNormal(xi, basis, scale, validate_args=False)
+        return Expansion(misfit, law, weighted, minimum)
 
     def _noise(self, like: Tensor) -> Tensor:
         """The same N(0, I) for every observation, ``(k, 1, d)``: an answer depends on its
@@ -119,7 +136,7 @@ class LaplaceStart(LinearizedStart):
 
     def forward(self, y: Tensor, params: Mapping[str, Tensor]) -> ContractedNormal:
         """The Gaussian approximation at the mode of observations ``(n, *obs)``."""
-        return self.expand(y, params)[1]
+        return self.expand(y, params).law
 
 
 class FrameStart(LinearizedStart):
@@ -127,5 +144,5 @@ class FrameStart(LinearizedStart):
 
     def forward(self, y: Tensor, params: Mapping[str, Tensor]) -> PhysicsFrame:
         """The law of observations ``(n, *obs)``, around the mode of each."""
-        misfit, law, weighted = self.expand(y, params)
-        return PhysicsFrame(law, weighted, misfit)
+        misfit, law, weighted, minimum = self.expand(y, params)
+        return PhysicsFrame(law, weighted, misfit, minimum)

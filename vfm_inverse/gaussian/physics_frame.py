@@ -60,7 +60,7 @@ UNSOLVED = 0.05
 """``|T_y(xi) - zeta|^2 / d`` above which a draw is not solved."""
 
 DENSITY_LIMIT = 256
-"""Most dimensions in which the density is computed."""
+"""Most informed directions with which the density is computed."""
 
 
 class PhysicsFrame(Framed, TorchDistribution):
@@ -70,6 +70,7 @@ class PhysicsFrame(Framed, TorchDistribution):
         laplace: the Gaussian at the mode, with directions for each observation.
         weighted: ``U diag(s)``, ``(n, m, r)``: times the directions of ``laplace``, ``J``.
         misfit: of the n observations.
+        minimum: the objective at the mode, ``(n,)``, in nats.
         chords: steps from the frame back.
     """
 
@@ -78,10 +79,15 @@ class PhysicsFrame(Framed, TorchDistribution):
     has_rsample = True
 
     def __init__(
-        self, laplace: ContractedNormal, weighted: Tensor, misfit: Misfit, chords: int = CHORDS
+        self,
+        laplace: ContractedNormal,
+        weighted: Tensor,
+        misfit: Misfit,
+        minimum: Tensor,
+        chords: int = CHORDS,
     ) -> None:
         self.laplace, self.weighted, self.misfit = laplace, weighted, misfit
-        self.chords = chords
+        self.minimum, self.chords = minimum, chords
         super().__init__(laplace.batch_shape, laplace.event_shape, validate_args=False)
 
     @property
@@ -93,6 +99,18 @@ class PhysicsFrame(Framed, TorchDistribution):
     def variance(self) -> Tensor:
         """Variances of the Gaussian at the mode, ``(n, d)``."""
         return self.laplace.variance
+
+    @property
+    def excess(self) -> Tensor:
+        """Twice the minimum over the number of data, ``(n,)``: near 1 or below where the mode was
+        found, for Gaussian noise of the stated size."""
+        return 2 * self.minimum / self.misfit.shape[0]
+
+    def description(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What a network is told of the law: mode and standard deviations, ``(n, d)``, and the
+        logarithm of the excess, ``(n, 1)``."""
+        std = self.variance.clamp_min(0).sqrt()
+        return self.mean, std, self.excess.clamp(1e-6, 1e6).log().unsqueeze(1)
 
     def standardize(self, z: Tensor) -> Tensor:
         """``T_y(z)``, ``(*sample, n, d)``."""
@@ -137,6 +155,11 @@ class PhysicsFrame(Framed, TorchDistribution):
         """Draws ``(*sample, n, d)``, one of N(0, I) brought back each."""
         return self.unstandardize(self.standard().rsample(sample_shape))
 
+    @property
+    def has_density(self) -> bool:
+        """Whether :meth:`log_prob` can be computed."""
+        return self.weighted.shape[-1] <= DENSITY_LIMIT
+
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density of ``value (*sample, n, d)``, ``(*sample, n)``.
 
@@ -144,13 +167,13 @@ class PhysicsFrame(Framed, TorchDistribution):
         Jacobian of the physics at every value.
 
         Raises:
-            NotImplementedError: there are more dimensions than :data:`DENSITY_LIMIT`.
+            NotImplementedError: there are more informed directions than :data:`DENSITY_LIMIT`.
         """
-        d = self.event_shape[0]
-        if d > DENSITY_LIMIT:
+        d, informed = self.event_shape[0], self.weighted.shape[-1]
+        if not self.has_density:
             raise NotImplementedError(
                 f"the density of a start with the physics in it takes a determinant, up to "
-                f"{DENSITY_LIMIT} dimensions; got {d}"
+                f"{DENSITY_LIMIT} informed directions; got {informed}"
             )
         flat = value.reshape(-1, d)
         own = torch.arange(len(self.misfit), device=value.device).repeat(
@@ -177,9 +200,8 @@ class PhysicsFrame(Framed, TorchDistribution):
 
     def __getitem__(self, rows: slice) -> PhysicsFrame:
         """The laws of some of the observations."""
-        return PhysicsFrame(
-            self.laplace[rows], self.weighted[rows], self.misfit[rows], self.chords
-        )
+        parts = self.laplace[rows], self.weighted[rows], self.misfit[rows], self.minimum[rows]
+        return PhysicsFrame(*parts, self.chords)
 
     def _coordinates(self, xi: Tensor, residual: Tensor) -> Tensor:
         """``C^{1/2} (xi + J^T r)``: the second term along the informed directions only."""

@@ -18,7 +18,7 @@ import torch
 from deepinv.physics import Physics
 from torch import Tensor, nn
 
-from vfm_inverse.gaussian.physics_frame import StartLaw
+from vfm_inverse.gaussian.physics_frame import PhysicsFrame, StartLaw
 from vfm_inverse.networks.layers import CONVOLUTIONS, fresh_mlp
 from vfm_inverse.networks.stations import TableScale, row_columns
 from vfm_inverse.runtime.scaling import FittedBuffers, center_and_spread, over
@@ -40,25 +40,35 @@ class VectorFeatures(FittedBuffers):
 
     Args:
         size: numbers in one observation and its parameters.
+        framed: numbers in one field, where the start has the physics in it: what it says of the
+            field is then a feature too.
     """
 
     center: Tensor
     spread: Tensor
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, framed: int = 0) -> None:
         super().__init__()
-        self.size = size
-        self.register_buffer("center", torch.zeros(size))
-        self.register_buffer("spread", torch.ones(size))
+        self.size = size + (2 * framed + 1 if framed else 0)
+        self.framed = framed > 0
+        self.register_buffer("center", torch.zeros(self.size))
+        self.register_buffer("spread", torch.ones(self.size))
 
     def fit(self, y: Tensor, params: Mapping[str, Tensor], start: StartLaw | None = None) -> None:
         """Fit centre and spread on simulations."""
-        raw = flatten(y, params)
+        raw = self._raw(y, params, start)
         self.center, self.spread = center_and_spread(raw, ROUNDINGS)
 
     def forward(self, y: Tensor, params: Mapping[str, Tensor], start: StartLaw | None) -> Tensor:
         """Standardised features of observations ``(n, *obs)``."""
-        return over(flatten(y, params) - self.center, self.spread)
+        return over(self._raw(y, params, start) - self.center, self.spread)
+
+    def _raw(self, y: Tensor, params: Mapping[str, Tensor], start: StartLaw | None) -> Tensor:
+        raw = flatten(y, params)
+        if not self.framed:
+            return raw
+        assert isinstance(start, PhysicsFrame)  # what it was built for
+        return torch.cat([raw, *start.description()], 1)
 
 
 class FieldFeatures(FittedBuffers):
@@ -76,6 +86,7 @@ class FieldFeatures(FittedBuffers):
             channel.
         observation_shape: shape of one observation.
         with_start: whether a Gaussian start supplies its mean and standard deviation.
+        framed: whether the start has the physics in it, and says how well its mode fits.
         flat: return ``(n, channels * prod(spatial))``, for networks on vectors.
     """
 
@@ -94,6 +105,7 @@ class FieldFeatures(FittedBuffers):
         physics: Physics | None,
         with_start: bool,
         flat: bool = False,
+        framed: bool = False,
     ) -> None:
         super().__init__()
         self._vector = len(event_shape) == 1
@@ -114,7 +126,7 @@ class FieldFeatures(FittedBuffers):
         self.table = TableScale() if table else None
         rows = rows if table else ()
         self._shared = sorted(set(param_shapes) - set(rows))
-        channels = 2 * event_shape[0] * with_start
+        channels = 2 * event_shape[0] * with_start + framed
         if table:
             channels += 2 * event_shape[0]
         elif self.is_field:
@@ -185,6 +197,9 @@ class FieldFeatures(FittedBuffers):
                 start.mean.unflatten(-1, self.event_shape),
                 std.unflatten(-1, self.event_shape),
             ]
+        if isinstance(start, PhysicsFrame):
+            excess = start.description()[-1]
+            channels.append(excess.reshape(-1, 1, *[1] * len(spatial)).expand(-1, 1, *spatial))
         if self.table is not None:
             channels.append(self.table.lift(y, params, self._adjoint))
         elif self.is_field:

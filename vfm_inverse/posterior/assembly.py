@@ -21,6 +21,7 @@ from tqdm import tqdm
 from vfm_inverse.flow.adapter import FAMILIES, NoiseAdapter
 from vfm_inverse.flow.flow_map import FlowMap
 from vfm_inverse.gaussian.choose_start import build_start, check_start, fit_start, start_kind
+from vfm_inverse.gaussian.laplace_start import FrameStart
 from vfm_inverse.gaussian.operator_start import GaussianStart
 from vfm_inverse.gaussian.whitening import DENSE_LIMIT, WHITENINGS, Whitening, fit_whitening
 from vfm_inverse.networks.encoders import (
@@ -61,6 +62,9 @@ simulations all the same: bounds memory."""
 
 FEATURE_NUMBERS = 2**21
 """Numbers in the fields whose features are standardised."""
+
+FRAMES = 128
+"""Simulations whose features are standardised where each has a mode to be found."""
 
 
 TYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -147,13 +151,16 @@ class Choice:
             raise ValueError(
                 f"'start' must be 'auto' without a Gaussian start; got {self.start!r}"
             )
-        if self.start != "frame":
-            return
-        if self.observation != "both" or self.adapter not in (None, "contraction"):
+        if self.start == "frame" and not self.framed:
             raise ValueError(
                 "'start' must not be 'frame' unless observation='both' and the adapter is "
                 f"'contraction'; got observation={self.observation!r}, adapter={self.adapter!r}"
             )
+
+    @property
+    def framed(self) -> bool:
+        """Whether the map can work in a frame with the physics in it."""
+        return self.observation == "both" and self.adapter in (None, "contraction")
 
     def config(
         self, network: str, whitening: Whitening, start: GaussianStart | None
@@ -206,18 +213,19 @@ def build(
         done("Gaussian start")
         start = None
         if choice.gaussian_start:
-            simulations, rank = (x, y, params), choice.max_rank
-            start = fit_start(problem, whitening, simulations, rank, choice.start)
+            kind, framed = choice.start, choice.framed
+            start = fit_start(problem, whitening, (x, y, params), choice.max_rank, kind, framed)
             start = start.to(whitening.mean)
-            del simulations
         del x
         done("features")
         parts = assemble(
             problem, whitening, start, params, choice.config(network, whitening, start)
         )
         parts.valid_range.fit(y, params)
-        if isinstance(parts.features, FieldFeatures):
-            few = slice(0, max(8, min(512, FEATURE_NUMBERS // problem.field_shape.numel())))
+        framed = isinstance(start, FrameStart)
+        if framed or isinstance(parts.features, FieldFeatures):
+            num = FRAMES if framed else 512
+            few = slice(0, max(8, min(num, FEATURE_NUMBERS // problem.field_shape.numel())))
             head = rows_of(params, few)
             parts.features.fit(y[few], head, None if start is None else start(y[few], head))
         else:
@@ -256,7 +264,7 @@ def assemble(
     config: Mapping[str, Any],
 ) -> Parts:
     """Put networks around a whitening and a start."""
-    features, encoder = describe(problem, config["network"], start is not None)
+    features, encoder = describe(problem, config["network"], start)
     layers = layers_for(problem, whitening.dim, features, encoder, config)
     adapter = None
     if config["observation"] != "context":
@@ -363,7 +371,7 @@ def is_ordered(x: Tensor) -> bool:
 
 
 def describe(
-    problem: InverseProblem, network: str, with_start: bool
+    problem: InverseProblem, network: str, start: GaussianStart | None
 ) -> tuple[
     VectorFeatures | FieldFeatures | StationFeatures,
     VectorEncoder | FieldEncoder | StationEncoder,
@@ -371,15 +379,18 @@ def describe(
     """Features of an observation that suit the network, and the encoder of an adapter."""
     shape, observed = tuple(problem.field_shape), tuple(problem.observation_shape)
     grid = grid_shape(problem)
-    table, flat = is_table(observed, problem.param_shapes), network == "mlp"
+    framed, flat = isinstance(start, FrameStart), network == "mlp"
+    # What a frame says of a table is all that there is to say.
+    table = is_table(observed, problem.param_shapes) and not framed
     # A table is lifted where there is a grid and a way to it, and encoded as a set elsewhere.
     if table and not (len(shape) > 1 and isinstance(problem.physics, LinearPhysics)):
         stations = StationFeatures(observed, problem.param_shapes)
         return stations, StationEncoder(stations.rows)
     if flat and not table:
         numbers = sum(math.prod(s) for s in [observed, *problem.param_shapes.values()])
-        return VectorFeatures(numbers), VectorEncoder(numbers)
+        features = VectorFeatures(numbers, math.prod(inner_shape(problem)) if framed else 0)
+        return features, VectorEncoder(features.size)
     lifted = FieldFeatures(
-        shape, observed, problem.param_shapes, problem.physics, with_start, flat
+        shape, observed, problem.param_shapes, problem.physics, start is not None, flat, framed
     )
     return lifted, VectorEncoder(lifted.size) if flat else FieldEncoder(lifted.size, grid[1:])

@@ -26,7 +26,7 @@ LOCK = ".lock"
 """File in a folder that a process holds while it works there."""
 
 MODEL, STATE, LOG = "model.safetensors", "training.safetensors", "log.csv"
-CONFIG = "config.json"
+CONFIG, FRAMES = "config.json", "frames"
 """What a training writes into the folder of a run."""
 
 FULL = 2**16

@@ -124,6 +124,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "log_every": COUNT,
         "validations": COUNT,
         "num_validation": Setting(int, 2, MOST, optional=True),
+        "num_frames": COUNT,
         "progress": FLAG,
     },
     "objective": {

@@ -141,17 +141,21 @@ def memory_of_step(objective: Objective, problem: InverseProblem) -> StepMemory 
 
 def _kept(objective: Objective, x: Tensor, y: Tensor, params: Mapping[str, Tensor]) -> int:
     """Bytes that the backward pass of a step on simulations ``x (n, *event)`` keeps."""
-    kept: dict[int, Tensor] = {}
+    kept: dict[int, tuple[Tensor, int]] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor
+        try:
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = tensor, storage.nbytes()
+        except RuntimeError:  # a tensor under one of torch.func's transforms
+            kept[id(tensor)] = tensor, tensor.numel() * tensor.element_size()
         return tensor
 
     params = rows_of(params, slice(len(x)))
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         terms = objective(x, y, **params)
     del terms
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    return sum(size for _, size in kept.values())
 
 
 def draws_per_second(

@@ -30,7 +30,7 @@ __all__ = [
     "selected",
 ]
 
-FIGURES = ("validation", "learning_rate", "seconds")
+FIGURES = ("validation", "offset", "learning_rate", "seconds")
 """Columns of a log besides loss terms and health figures."""
 
 Row = dict[str, float]

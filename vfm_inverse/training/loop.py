@@ -22,18 +22,21 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from vfm_inverse.gaussian.laplace_start import FrameStart
 from vfm_inverse.posterior.variational import VariationalFlowMap
 from vfm_inverse.problem.fingerprints import problem_fingerprint
 from vfm_inverse.problem.inverse_problem import InverseProblem
 from vfm_inverse.runtime.calls import checked
 from vfm_inverse.runtime.config import check_keys
-from vfm_inverse.runtime.files import CONFIG, MODEL, STATE, locked
+from vfm_inverse.runtime.files import CONFIG, FRAMES, MODEL, STATE, locked
 from vfm_inverse.runtime.interruption import Interrupted, held_back
 from vfm_inverse.runtime.randomness import reseed, seeded
 from vfm_inverse.runtime.settings import brief, check_settings
 from vfm_inverse.runtime.values import resolve_device
 from vfm_inverse.training.cost import in_words, require_batch
 from vfm_inverse.training.files import FIGURES, Row, csv_log
+from vfm_inverse.training.frame_pool import FramePool
+from vfm_inverse.training.held_out import HeldOut
 from vfm_inverse.training.objective import PRESETS, Objective
 from vfm_inverse.training.plan import FixedPlan, OpenPlan
 from vfm_inverse.training.run_settings import remember
@@ -81,6 +84,7 @@ def fit(
     log_every: int = 100,
     validations: int = 4,
     num_validation: int | None = None,
+    num_frames: int = 20_000,
     progress: bool = True,
     callbacks: Sequence[Callable[[Row], object]] = (),
 ) -> list[Row]:
@@ -115,6 +119,9 @@ def fit(
             evenly spaced; where the length is open, three times while it doubles.
         num_validation: held-out simulations for that; 512 by default, and fewer, 32 at least, of
             fields with more than 4096 numbers.
+        num_frames: most simulations of a training whose start has the physics in its frame: 4096
+            at first, eight more in every step, each used again and again
+            (:mod:`vfm_inverse.training.frame_pool`).
         progress: show a progress bar.
         callbacks: each is called with every row of the log, a copy, once it is written. What one
             raises ends the training; the run is saved first and can be resumed.
@@ -162,10 +169,14 @@ def fit(
         memory = require_batch(loss, problem, batch_size)
         identity = {} if folder is None else identity_of(vfm, problem, given)
         fits = min(512, max(32, SCORED_NUMBERS // vfm.whitening.dim))
-        score = partial(state.validate, problem, num_validation or fits, seed)
-        begin(state, problem, keep, identity, score)
+        held_out = HeldOut(vfm, problem, num_validation or fits, seed)
+        begin(state, problem, keep, identity, held_out)
+        pool = None
+        if isinstance(vfm.start, FrameStart):
+            frames = None if folder is None else folder / FRAMES
+            pool = FramePool(vfm, problem, seed, num_frames, frames)
         with seeded(seed), log_of(state, keep, memory) as to:
-            train(state, problem, how, keep, identity, score, to, stopping)
+            train(state, problem, pool, how, keep, identity, held_out, to, stopping)
         state.finish()
         conclude(state, folder)
         if stopping():
@@ -207,14 +218,14 @@ def begin(
     problem: InverseProblem,
     keep: Records,
     identity: Mapping[str, Any],
-    score: Callable[..., Tensor],
+    held_out: HeldOut,
 ) -> None:
     """Go on from the folder, or take the score of the start; write the settings there."""
     folder = keep.folder
     if keep.resume and folder is not None and (folder / STATE).exists():
         state.restore(folder, identity)
     else:
-        state.take_score(score())
+        state.take_score(held_out.score(state.objective.average))
         tell(state, state.log({}), keep, identity)
     if folder is not None and not (keep.resume and (folder / CONFIG).exists()):
         remember(folder, state.vfm, problem, identity["settings"])
@@ -239,10 +250,11 @@ def log_of(state: TrainingState, keep: Records, memory: float | None) -> Iterato
 def train(
     state: TrainingState,
     problem: InverseProblem,
+    pool: FramePool | None,
     how: Optimisation,
     keep: Records,
     identity: Mapping[str, Any],
-    score: Callable[..., Tensor],
+    held_out: HeldOut,
     to: Log,
     stopping: Callable[[], bool],
 ) -> None:
@@ -261,20 +273,20 @@ def train(
         if plan.phase(state.step) != "joint":
             objective.enter_phase(plan.phase(state.step))
         rate = state.set_rate(how.learning_rate)
-        x, y, params = problem.simulate(how.batch_size)
-        terms = state.advance(x, y, params, how.clip)
+        losses, health = examples(objective, problem, pool, state.step, how.batch_size)
+        terms = state.advance(losses, how.clip)
         state.step += 1
         decay = min(how.average_decay, (1 + state.step) / (10 + state.step))
         objective.update_average(decay)
         to.bar.update()
         if scored := plan.due(state.step, state.seconds):
-            state.take_score(score())
+            state.take_score(held_out.score(objective.average))
             plan.judge(state.scores)
         ended = plan.ended(state.step)
         if ended:
-            state.summary = summarise(state, problem, partial(score, "train"))
+            state.summary = summarise(state, problem, held_out)
         if scored or ended or state.step % keep.log_every == 0:
-            row = {**terms, **objective.health(x, y, **params), "learning_rate": rate}
+            row = {**terms, **health(), "learning_rate": rate}
             row = state.log(row)
             to.file(row)
             to.bar.set_postfix({name: f"{row[name]:.3g}" for name in terms})
@@ -285,6 +297,18 @@ def train(
         if ended or old or state.step % keep.checkpoint_every == 0:
             save(state, keep.folder, identity)
             saved = time.monotonic()
+
+
+def examples(
+    objective: Objective, problem: InverseProblem, pool: FramePool | None, step: int, num: int
+) -> tuple[dict[str, Tensor], Callable[[], dict[str, float]]]:
+    """The losses of a step, on fresh simulations or on frames of the pool, and what tells the
+    health figures on the same ones."""
+    if pool is None:
+        x, y, params = problem.simulate(num)
+        return objective(x, y, **params), partial(objective.health, x, y, **params)
+    frames = pool.batch(step, num)
+    return objective.of_frames(frames), partial(objective.health_of_frames, frames)
 
 
 def save(state: TrainingState, folder: Path | None, identity: Mapping[str, Any]) -> None:
@@ -335,8 +359,10 @@ def identity_of(
     Raises:
         ValueError: arguments of the problem cannot be written down.
     """
+    framed = isinstance(vfm.start, FrameStart)
+    without = HARMLESS if framed else (*HARMLESS, "num_frames")
     identity = {
-        "settings": {k: v for k, v in given.items() if k not in HARMLESS}
+        "settings": {k: v for k, v in given.items() if k not in without}
         | {"objective": every_setting(given["objective"])},
         "model": vfm.config,
         "problem": problem_fingerprint(problem),

@@ -28,12 +28,13 @@ from torch import Tensor, nn
 
 from vfm_inverse.flow.couplings import COUPLINGS
 from vfm_inverse.flow.losses import FLOW_LOSSES, diagonal, sample_times
+from vfm_inverse.flow.transport import Base
 from vfm_inverse.gaussian.laplace_start import FrameStart
 from vfm_inverse.gaussian.normals import standard_normal
-from vfm_inverse.gaussian.physics_frame import PhysicsFrame
 from vfm_inverse.posterior.answer import Answer, Networks
 from vfm_inverse.posterior.variational import VariationalFlowMap
 from vfm_inverse.runtime.settings import check_settings
+from vfm_inverse.training.frame_pool import Frames
 
 __all__ = ["PRESETS", "Objective", "Phase", "phases_of"]
 
@@ -164,6 +165,20 @@ class Objective(nn.Module):
             # The frame is the averaged adapter's: it moves slowly, and is the one that will be
             # used.
             terms |= self._flow(average.to_frame(xi), answer._replace(base=average.base))
+        return self._summed(terms)
+
+    def of_frames(self, frames: Frames) -> dict[str, Tensor]:
+        """The same for simulations in the coordinates of their frames, which no adapter changes:
+        it takes no physics."""
+        return self._summed(self._flow(frames.zeta, self._framed(frames, self.vfm.networks)))
+
+    def _framed(self, frames: Frames, networks: Networks) -> Answer:
+        """Networks in the coordinates of frames."""
+        law = standard_normal(len(frames.zeta), frames.zeta)
+        half = self.vfm.precision == "half"
+        return Answer(networks.flow_map.at(frames.features, half=half), law, Base(law))
+
+    def _summed(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
         total = torch.stack(list(terms.values())).sum()
         if self.adaptive:
             total = total / (total.detach().abs() + 0.01)
@@ -241,13 +256,9 @@ class Objective(nn.Module):
         """
         vfm = self.vfm
         answer = vfm.answer(vfm.condition(y, params), self.average)
-        xi, law = vfm.whitening.whiten(x), answer.map
+        xi = vfm.whitening.whiten(x)
         figures = {}
-        if isinstance(answer.q, PhysicsFrame):
-            # No adapter changes it, and its draws cost evaluations of the physics.
-            figures["mean_sigma"] = answer.q.variance.clamp_min(0).sqrt().mean()
-            figures["dispersion"] = answer.q.standardize(xi).square().mean()
-        elif vfm.adapter is not None:
+        if vfm.adapter is not None:
             draws = answer.q.sample((32,))
             z, std = draws[0], draws.std(0)
             divergence = answer.q.log_prob(z) - standard_normal(z.shape[0], z).log_prob(z)
@@ -255,14 +266,26 @@ class Objective(nn.Module):
             figures["mean_sigma"] = std.mean()
             code = self._code(xi, answer)
             figures["dispersion"] = ((code - draws.mean(0)) / std).square().mean()
-        x0, z = answer.to_frame(xi), answer.noise.sample()
-        begin = answer.base.time
-        one, two = law.generate(z, 1, begin), law.generate(z, 2, begin)
-        figures["semigroup"] = (one - two).square().mean().sqrt()
-        figures["round_trip"] = (
-            (law.generate(law.encode(x0, 1, begin), 1, begin) - x0).square().mean().sqrt()
-        )
+        figures |= self._map_health(answer.to_frame(xi), answer)
         return {name: float(value) for name, value in figures.items()}
+
+    @torch.no_grad()
+    def health_of_frames(self, frames: Frames) -> dict[str, float]:
+        """The same in the coordinates of frames; ``dispersion`` is the mean squared coordinate of
+        the truths."""
+        figures = self._map_health(frames.zeta, self._framed(frames, self.average))
+        figures["dispersion"] = frames.zeta.square().mean()
+        return {name: float(value) for name, value in figures.items()}
+
+    def _map_health(self, x0: Tensor, answer: Answer) -> dict[str, Tensor]:
+        """What is watched of the map, at data ``x0 (n, d)`` in its coordinates."""
+        law, z, begin = answer.map, answer.noise.sample(), answer.base.time
+        one, two = law.generate(z, 1, begin), law.generate(z, 2, begin)
+        back = law.generate(law.encode(x0, 1, begin), 1, begin)
+        return {
+            "semigroup": (one - two).square().mean().sqrt(),
+            "round_trip": (back - x0).square().mean().sqrt(),
+        }
 
 
 def phases_of(adapter_share: float) -> tuple[Phase, ...]:

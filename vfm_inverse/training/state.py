@@ -11,24 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vfm_inverse.posterior.answer import Networks
 from vfm_inverse.posterior.variational import VariationalFlowMap
-from vfm_inverse.problem.inverse_problem import InverseProblem
-from vfm_inverse.problem.splits import Split
 from vfm_inverse.runtime import storage
-from vfm_inverse.runtime.arrays import rows_of
 from vfm_inverse.runtime.files import STATE
-from vfm_inverse.runtime.randomness import seeded
-from vfm_inverse.runtime.scaling import center_and_spread, over
-from vfm_inverse.statistics.scores import energy_score
 from vfm_inverse.training.files import Row, prefixed, read_state, same_start, selected
+from vfm_inverse.training.held_out import Score
 from vfm_inverse.training.objective import Objective
 from vfm_inverse.training.plan import FixedPlan, OpenPlan, paired
 
 __all__ = ["TrainingState"]
 
-DRAWS, NUMBERS = 16, 2**21
-"""Draws for each held-out simulation that is scored, and numbers of them at once."""
+OFF, WORSE = 4.0, 1.0
+"""Offset of ranks that is not held against weights, and how much larger than the start's it may
+be."""
 
 
 class TrainingState:
@@ -42,6 +37,8 @@ class TrainingState:
 
     Attributes:
         scores: held-out energy scores ``(num,)`` of the averaged networks by step.
+        offsets: of the ranks of held-out truths among their draws, by step
+            (:mod:`vfm_inverse.training.held_out`).
         kept, kept_step: networks that the map will have in the end, and their step.
         history: the log so far.
         summary: what came of it in words and figures, once training ended.
@@ -63,6 +60,7 @@ class TrainingState:
         self.kept = copy.deepcopy(vfm.networks)
         self.step = 0
         self.scores: dict[int, Tensor] = {}
+        self.offsets: dict[int, float] = {}
         self.kept_step = 0
         self.warned = False
         self.history: list[Row] = []
@@ -81,9 +79,8 @@ class TrainingState:
             group["lr"] = rate
         return rate
 
-    def advance(self, x: Tensor, y: Tensor, params: Mapping[str, Tensor], clip: float) -> Row:
-        """One optimiser step; returns the terms of the loss."""
-        terms = self.objective(x, y, **params)
+    def advance(self, terms: Mapping[str, Tensor], clip: float) -> Row:
+        """One optimiser step down the loss, given its terms; returns them."""
         bad = [name for name, value in terms.items() if not torch.isfinite(value)]
         if bad:
             raise FloatingPointError(
@@ -100,48 +97,31 @@ class TrainingState:
         self.optimizer.step()
         return {name: float(value.detach()) for name, value in terms.items()}
 
-    @torch.no_grad()
-    def validate(
-        self,
-        problem: InverseProblem,
-        num: int,
-        seed: int,
-        split: Split = "test",
-        networks: Networks | None = None,
-    ) -> Tensor:
-        """Energy scores ``(num,)`` of the averaged networks, or of others, on simulations of a
-        split, with the same noise each time: of elements over their spread, so that no unit
-        outweighs another."""
-        networks = self.objective.average if networks is None else networks
-        with seeded(seed + 1):
-            x, y, params = problem.simulate(num, split=split)
-            _, spread = center_and_spread(x)
-            scores = []
-            at_once = max(1, min(64, NUMBERS // (DRAWS * self.vfm.whitening.dim)))
-            for rows in torch.arange(num).split(at_once):
-                part = rows_of(params, rows)
-                condition = self.vfm.condition(y[rows], part)
-                answer = self.vfm.answer(condition, networks)
-                draws = self.vfm.decode(answer.noise.sample((DRAWS,)), answer)
-                scores.append(energy_score(over(draws, spread), over(x[rows], spread)))
-        return torch.cat(scores)
+    def calibrated(self, step: int) -> bool:
+        """Whether the weights of a step were no worse calibrated than the start, up to noise."""
+        return self.offsets[step] <= max(OFF, self.offsets[0] + WORSE)
 
-    def take_score(self, scores: Tensor) -> None:
-        """Note the scores of the averaged weights, and keep these unless they are worse than
-        others.
+    def take_score(self, score: Score) -> None:
+        """Note the score of the averaged weights, and keep these unless they are worse than
+        others, or worse calibrated than the start.
 
         The start is only given up for a better mean, where the length of the training depends on
         the scores for one that is better by two standard errors of the paired difference, since
         the best of many looks is better than it is. Later weights give way to longer training
         unless they are worse than the best by two standard errors.
         """
-        self.scores[self.step] = scores
+        self.scores[self.step], self.offsets[self.step] = score
+        scores = score.energy
         gained, noise = paired(self.scores[0], scores)
-        finite = [one for one in self.scores.values() if one.isfinite().all()]
+        finite = [
+            one
+            for step, one in self.scores.items()
+            if one.isfinite().all() and self.calibrated(step)
+        ]
         best = min(finite, key=lambda one: float(one.mean()), default=scores)
         lost, allowed = paired(scores, best)
         needed = 2 * noise if isinstance(self.plan, OpenPlan) and not self.kept_step else 0.0
-        if gained > needed and lost <= 2 * allowed:
+        if gained > needed and lost <= 2 * allowed and self.calibrated(self.step):
             self.kept_step = self.step
             self.kept.load_state_dict(self.objective.average.state_dict())
 
@@ -150,6 +130,7 @@ class TrainingState:
         row: Row = {"step": self.step, **figures}
         if self.step in self.scores:
             row["validation"] = float(self.scores[self.step].mean())
+            row["offset"] = self.offsets[self.step]
         self.history.append(row | {"seconds": round(self.seconds, 2)})
         return self.history[-1]
 
@@ -172,6 +153,7 @@ class TrainingState:
             **identity,
             "step": self.step,
             "kept_step": self.kept_step,
+            "offsets": list(self.offsets.values()),
             "plan": self.plan.state,
             "seconds": self.seconds,
             "history": self.history,
@@ -202,6 +184,9 @@ class TrainingState:
             self.kept_step, self.plan.state = int(header["kept_step"]), header["plan"]
             self.scores = {int(step): one for step, one in selected("scores", state).items()}
             self.scores = dict(sorted(self.scores.items()))
+            # A run of an earlier version has none.
+            offsets = header.get("offsets", [0.0] * len(self.scores))
+            self.offsets = dict(zip(self.scores, offsets, strict=True))
             self._earlier, self._since = float(header["seconds"]), time.monotonic()
             self.summary = header["summary"]
         except (KeyError, TypeError, RuntimeError) as error:

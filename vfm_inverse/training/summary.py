@@ -6,19 +6,18 @@ so that differences are paired and have a standard error.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from deepinv.physics import GaussianNoise, LinearPhysics
-from torch import Tensor
 
-from vfm_inverse.posterior.answer import Networks
 from vfm_inverse.posterior.assembly import is_ordered
 from vfm_inverse.posterior.variational import VariationalFlowMap
 from vfm_inverse.problem.inverse_problem import InverseProblem
 from vfm_inverse.runtime import storage
 from vfm_inverse.runtime.files import STATE
+from vfm_inverse.training.held_out import HeldOut
 from vfm_inverse.training.plan import OpenPlan, doubling, paired
 from vfm_inverse.training.state import TrainingState
 
@@ -54,16 +53,13 @@ def training_summary(folder: str | Path) -> dict[str, Any] | None:
     return summary
 
 
-def summarise(
-    run: TrainingState, problem: InverseProblem, score_in_training: Callable[[Networks], Tensor]
-) -> dict[str, Any]:
+def summarise(run: TrainingState, problem: InverseProblem, held_out: HeldOut) -> dict[str, Any]:
     """The table of :func:`training_summary` for a training that ended.
 
     Args:
         run: the training, with its last held-out scores taken.
         problem: where its simulations come from.
-        score_in_training: scores ``(num,)`` of networks on simulations of the split ``"train"``;
-            called only where later weights are worse on held-out ones.
+        held_out: scores networks, those of a worse end on the split ``"train"`` too.
     """
     vfm, plan, scores, kept_step = run.vfm, run.plan, run.scores, run.kept_step
     last = max(scores)
@@ -72,7 +68,8 @@ def summarise(
     overfitted = False
     if kept_step < last and lost > 2 * error:
         learnt, noise = paired(
-            score_in_training(run.kept), score_in_training(run.objective.average)
+            held_out.score(run.kept, "train").energy,
+            held_out.score(run.objective.average, "train").energy,
         )
         overfitted = learnt > max(0.0, 2 * noise)
     stable, ended = last, "fixed"

@@ -55,8 +55,7 @@ def first_arrivals(delay: Tensor, start: Tensor, known: Tensor) -> Tensor:
 class _FirstArrivals(Function):
     @staticmethod
     def forward(delay: Tensor, start: Tensor, known: Tensor) -> Tensor:
-        # Not infinity, whose differences are NaN.
-        late = torch.finfo(delay.dtype).max / 4
+        late = _late(delay)
         t = _columns(torch.where(known > 0, start, late))
         # An infinite delay leaves the known times alone.
         f = _columns(torch.where(known > 0, torch.inf, delay))
@@ -146,6 +145,12 @@ class _Upwind(Function):
         return _Upwind.apply(*_mapped_first(info, in_dims, inputs)), 0
 
 
+def _late(times: Tensor) -> float:
+    """Later than all arrivals. Not infinity, whose differences are NaN, and with a finite square,
+    which is taken from that of an infinite delay."""
+    return torch.finfo(times.dtype).max ** 0.5 / 4
+
+
 def _mapped_first(
     info: Any, in_dims: Sequence[int | None], inputs: Sequence[Tensor]
 ) -> list[Tensor]:
@@ -158,7 +163,7 @@ def _mapped_first(
 
 def _linearised(delay: Tensor, known: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
     """Derivatives with respect to the four neighbours, ``(*, 4, H, W)``, and to the delay."""
-    late = torch.finfo(times.dtype).max / 4
+    late = _late(times)
     around = _neighbours(times, late)
     vertical, horizontal = around[..., :2, :, :], around[..., 2:, :, :]
     own = times.unsqueeze(-3)

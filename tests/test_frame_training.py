@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 import vfm_inverse as vi
+from vfm_inverse.calibration.certification import certify
+from vfm_inverse.calibration.simulations import calibrate
 from vfm_inverse.gaussian.laplace_start import FrameStart
 from vfm_inverse.gaussian.physics_frame import PhysicsFrame
 from vfm_inverse.problem.inverse_problem import InverseProblem
@@ -268,3 +270,30 @@ def test_weights_with_a_better_score_and_worse_ranks_are_not_kept(
     state.step = 1
     state.take_score(Score(energy - 0.5, offset))
     assert state.kept_step == kept
+
+
+# What is said of it -----------------------------------------------------------------------------
+
+
+def test_the_card_tells_how_good_the_frames_are() -> None:
+    problem = bent()
+    cards = []
+    for chords in (3, 0):
+        vfm = build(problem)
+        report = calibrate(vfm, problem, 50, 19, progress=False)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(PhysicsFrame, "solve", with_chords(PhysicsFrame.solve, chords))
+            cards.append(certify(vfm, problem, report).figures)
+    good, bad = cards
+    assert good["frame_health"] == pytest.approx(1, abs=0.3)
+    assert good["unsolved_draws"] < 0.02 < bad["unsolved_draws"]
+
+
+def with_chords(solve: Any, chords: int) -> Any:
+    """Planted: fewer steps than it takes."""
+
+    def short(self: PhysicsFrame, zeta: Tensor) -> Any:
+        self.chords = chords
+        return solve(self, zeta)
+
+    return short

@@ -80,7 +80,7 @@ def test_a_run_tells_labels_card_range_cost_and_files(home: Path) -> None:
     assert found["training"].startswith("4 of 4 steps, the weights of step ")
     assert found["calibration"].split(":")[0] in ("pass", "fail")
     assert 0.09 < found["checked_range"]["sigma"]["from"] < found["checked_range"]["sigma"]["to"]
-    assert "1000 draws of an observation take" in found["cost"]
+    assert "ms here, 1000 draws of it" in found["cost"]
     assert found["files"].keys() >= {"config.json", "model.safetensors", "report.html"}
     lines = in_lines(home / "run", found)
     assert len(lines) <= 14

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
+import torch
 import xarray as xr
+from torch import Tensor
 
 from vfm_inverse.calibration.grading import grades
+from vfm_inverse.gaussian.laplace_start import FrameStart
 from vfm_inverse.posterior.card import Card
 from vfm_inverse.posterior.validity import FALSE_ALARM
 from vfm_inverse.posterior.variational import VariationalFlowMap
 from vfm_inverse.problem.fingerprints import data_fingerprint, physics_fingerprint
 from vfm_inverse.problem.inverse_problem import InverseProblem
+from vfm_inverse.runtime.arrays import rows_of
+from vfm_inverse.runtime.randomness import seeded
 from vfm_inverse.runtime.version import __version__
 
 __all__ = [
     "certify",
 ]
 
+
+FRAMES, FRAME_DRAWS = 64, 64
+"""Simulations, and draws for each, on which frames are looked at."""
 
 SIMULATIONS = 1000
 """Fewest simulations that the edge of the range is fitted on."""
@@ -45,14 +55,14 @@ def certify(vfm: VariationalFlowMap, problem: InverseProblem, report: xr.Dataset
     if attrs.get("weights_sha256", weights) != weights:
         raise ValueError("'report' must be of this map; it is of one with other weights")
     num, seed, split = int(attrs["num_simulations"]), int(attrs["seed"]), attrs["split"]
-    _, y, params = problem.simulate(max(num, SIMULATIONS), split=split, seed=seed)
+    x, y, params = problem.simulate(max(num, SIMULATIONS), split=split, seed=seed)
     vfm.range.fit_edge(y, params)
     # Another check of the same weights leaves what is known of their corrected draws.
     earlier = vfm.card if vfm.card and vfm.card.weights_sha256 == weights else None
     vfm.card = Card(
         verdict=str(attrs["verdict"]),
         reason=str(attrs["reason"]),
-        figures=main_figures(report),
+        figures=main_figures(report) | frame_figures(vfm, x, y, params),
         num_simulations=num,
         num_draws=int(attrs["num_draws"]),
         alpha=float(attrs["alpha"]),
@@ -74,6 +84,23 @@ def certify(vfm: VariationalFlowMap, problem: InverseProblem, report: xr.Dataset
         grades=[list(one) for one in grades(report)],
     )
     return vfm.card
+
+
+@torch.no_grad()
+def frame_figures(
+    vfm: VariationalFlowMap, x: Tensor, y: Tensor, params: Mapping[str, Tensor]
+) -> dict[str, float]:
+    """Of the frames with the physics in them, on the first of some simulations: the mean squared
+    coordinate of the truths, 1 where the frames are right, and the share of draws that do not
+    solve their equation; none for other maps."""
+    if not isinstance(vfm.start, FrameStart):
+        return {}
+    rows = slice(FRAMES)
+    q = vfm.start(y[rows], rows_of(params, rows))
+    with seeded(0):
+        zeta = q.standard().sample(torch.Size([FRAME_DRAWS]))
+    health = q.standardize(vfm.whitening.whiten(x[rows])).square().mean()
+    return {"frame_health": float(health), "unsolved_draws": float(q.unsolved(zeta).mean())}
 
 
 def main_figures(report: xr.Dataset) -> dict[str, float]:

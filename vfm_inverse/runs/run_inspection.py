@@ -84,7 +84,7 @@ def of_run(folder: Path) -> dict[str, Any]:
 def _opened(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Labels and speed of a run, and the standing of its map; why not, where it cannot be made."""
     from vfm_inverse.runs.folder import open_run
-    from vfm_inverse.training.cost import draws_per_second
+    from vfm_inverse.training.cost import cost_of_answers
 
     try:
         vfm, problem = open_run(folder, warn=False)
@@ -97,10 +97,10 @@ def _opened(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         "parameters": parameters(problem),
     }
     _, y, params = problem.simulate(1, split="test", seed=0)
-    rate = draws_per_second(vfm, y, params)
+    first, draw = cost_of_answers(vfm, y, params)
     verdict, reason = vfm.standing()
-    now = {"calibration": f"{verdict}: {reason}"}
-    return found, {**now, "cost": f"1000 draws of an observation take {1000 / rate:.2g} s here"}
+    cost = f"an observation takes {1e3 * first:.2g} ms here, 1000 draws of it {1e3 * draw:.2g} s"
+    return found, {"calibration": f"{verdict}: {reason}", "cost": cost}
 
 
 def parameters(problem: Any) -> dict[str, str]:

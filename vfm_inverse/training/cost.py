@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "StepMemory",
-    "draws_per_second",
+    "cost_of_answers",
     "in_words",
     "memory_available",
     "memory_of_step",
@@ -158,27 +158,29 @@ def _kept(objective: Objective, x: Tensor, y: Tensor, params: Mapping[str, Tenso
     return sum(size for _, size in kept.values())
 
 
-def draws_per_second(
+def cost_of_answers(
     vfm: VariationalFlowMap, y: Tensor, params: Mapping[str, Tensor], seconds: float = 0.3
-) -> float:
-    """Draws a second for the observations ``y (n, *obs)`` together, measured.
+) -> tuple[float, float]:
+    """Seconds that observations ``y (n, *obs)`` take before the first draw, and those of a draw
+    of each, measured.
 
     Args:
         vfm: the map.
         y: observations.
         params: their parameters.
-        seconds: least time to measure for.
+        seconds: least time to measure draws for.
     """
     with seeded(0), torch.no_grad():
+        vfm(y, **params).sample(torch.Size([1]))  # the first call makes what later ones reuse
+        begin = time.perf_counter()
         posterior = vfm(y, **params)
-        num, taken = 1, 0.0
-        posterior.sample(torch.Size([1]))  # the first call makes what later ones reuse
+        first, num, taken = time.perf_counter() - begin, 1, 0.0
         while taken < seconds and num < 2**20:
             num *= 2
             begin = time.perf_counter()
             posterior.sample(torch.Size([num]))
             taken = time.perf_counter() - begin
-    return num * len(y) / taken
+    return first, taken / num
 
 
 def in_words(memory: float) -> str:

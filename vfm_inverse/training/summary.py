@@ -41,7 +41,8 @@ def training_summary(folder: str | Path) -> dict[str, Any] | None:
         ``"start kept"`` (no trained weights beat the untrained map) and ``"earlier kept"`` (later
         weights are worse); the steps ``steps`` and ``kept_step``; mean energy scores ``start``,
         ``kept`` and ``last`` on held-out simulations; ``gain_per_1000``, the relative fall of the
-        score in 1000 steps over the second half; ``overfitted``.
+        score in 1000 steps over the second half; ``overfitted``; ``uncalibrated``, whether later
+        weights score better and were left for their ranks.
 
     Raises:
         ValueError: the state of the training is damaged.
@@ -96,6 +97,7 @@ def summarise(run: TrainingState, problem: InverseProblem, held_out: HeldOut) ->
         "last": end,
         "gain_per_1000": per_1000,
         "overfitted": overfitted,
+        "uncalibrated": end < kept and not run.calibrated(last),
     }
     table["sentence"] = _sentence(table, ended, lost > 2 * error, vfm, problem)
     return table
@@ -142,6 +144,12 @@ def _cause(
 ) -> tuple[str, str]:
     """The likely cause of a training that gained nothing, and what to try."""
     start_kept = table["kept_step"] == 0
+    if table["uncalibrated"]:
+        return (
+            "the training gained accuracy at the cost of calibration: the ranks of held-out "
+            "truths among later draws are further from uniform than among the start's",
+            "Try more simulations, weight_decay or a smaller learning_rate",
+        )
     if table["overfitted"]:
         num = problem.num_prior_samples()
         of = "the simulations it is trained on" if num is None else f"its {num} prior samples"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -215,3 +216,23 @@ def test_simulations_that_are_left_out_leave_their_fields_out() -> None:
         vfm = vi.VariationalFlowMap.for_problem(problem, num_simulations=500)
     assert vfm.config["prior_moments"]["draws"] == 500
     assert float(vfm.whitening.mean[0]) < 1.9
+
+
+def test_a_run_goes_on_where_fewer_draws_were_made_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = InverseProblem(prior=gaussian, physics=Blur())
+
+    def run(seed: int) -> vi.VariationalFlowMap:
+        vfm = vi.VariationalFlowMap.for_problem(problem, num_simulations=300, seed=seed, width=8)
+        how = {"steps": 4, "batch_size": 8, "num_validation": 8, "resume": True}
+        vi.fit(vfm, problem, **how, checkpoint_dir=tmp_path, progress=False)
+        return vfm
+
+    begun = run(0)
+    monkeypatch.setattr(streamed_moments, "FOLD", 4)
+    again = run(0)
+    assert again.config["prior_moments"] != begun.config["prior_moments"]
+    assert torch.equal(again.whitening.root, begun.whitening.root)
+    with pytest.raises(ValueError, match="'features"):
+        run(1)

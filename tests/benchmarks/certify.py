@@ -55,6 +55,9 @@ from vfm_inverse.runtime.files import replacing
 from vfm_inverse.runtime.version import __version__
 
 ROOT = Path(__file__).resolve().parents[2]
+INTERRUPTED = 130
+"""Exit code of a command that Ctrl-C stopped."""
+
 SETTING = "setting.json"
 """What the folder of a run was made with."""
 
@@ -87,6 +90,8 @@ def certified(name: str, setting: Setting, folder: Path) -> dict[str, Any]:
         told = io.StringIO()
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(told):
             code = cli.main(command)
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt
         if code:
             last = (told.getvalue().strip() or "no message").splitlines()[-1]
             raise RuntimeError(f"training ended with code {code}: {last}")

@@ -99,7 +99,7 @@ def check(verdict: str, **others: object) -> dict[str, object]:
     ]
     failing = failing if verdict == "fail" else []
     sizes = {"quantities": 18, "simulations": 500, "draws": 99}
-    return {"verdict": verdict, "failing": failing, **sizes, **others}
+    return {"verdict": verdict, "failing": failing, **sizes} | others
 
 
 def test_the_table_names_what_fails_and_by_how_much() -> None:
@@ -118,6 +118,9 @@ def test_the_table_names_what_fails_and_by_how_much() -> None:
     assert "| **fail** (5 of 18) | pass | `q0` -2.3 sd, `q1` -2.3 sd, x 1.40, " in lines[2]
     assert "2 more, density regions of 2, joint coverage (p = 0.003) | 0.612 |" in lines[2]
     assert lines[2].endswith("| 1.01 (0.998) | 0.51 / 1.2e+02 | 12.3 | 500 x 99, 3 |")
+    one["corrected"] = check("pass", simulations=24)
+    few = table(["darcy", "heat"], {"darcy": one})
+    assert "| pass (24 simulations) |" in few and "0 as they are sampled or corrected" in few
     assert set(lines[3].split(" | ")[1:-1]) == {"–"}
     assert lines[5].startswith(
         "0 of 2 problems pass as they are sampled, 1 as they are sampled or"

@@ -120,8 +120,10 @@ def certified(name: str, setting: Setting, folder: Path) -> dict[str, Any]:
 
 
 def begin_folder(folder: Path, setting: Setting) -> None:
-    """An empty folder for a run, or that of a run of the same setting."""
-    told, wanted = folder / SETTING, json.dumps(setting.table())
+    """An empty folder for a run, or that of a run of the same setting; the check of corrected
+    draws may be another one."""
+    told = folder / SETTING
+    wanted = json.dumps({k: v for k, v in setting.table().items() if "corrected" not in k})
     if told.is_file() and told.read_text() != wanted:
         shutil.rmtree(folder)
     elif folder.is_dir() and any(folder.iterdir()) and not told.is_file():
@@ -138,9 +140,11 @@ def corrected_check(
     if problem.likelihood is None or not setting.corrected_simulations:
         return None
     path = folder / runs.CORRECTED
-    if path.is_file():
-        return checked(read_netcdf(path))
     num, draws = setting.corrected_simulations, setting.corrected_draws
+    if path.is_file():
+        found = checked(read_netcdf(path))
+        if (found["simulations"], found["draws"]) == (num, draws):
+            return found
     say(f"{name}: corrected draws, {num} simulations x {draws} draws")
     try:
         report = calibrate_corrected_run(folder, vfm, problem, num, draws, seed=setting.seed)

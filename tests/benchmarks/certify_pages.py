@@ -54,9 +54,7 @@ def table(names: Sequence[str], certificates: Mapping[str, Mapping[str, Any]]) -
         lines.append("| " + " | ".join([f"[`{name}`](problems/{name}.md)", *cells]) + " |")
     done = [certificates[name] for name in names if name in certificates]
     raw = sum(one["raw"]["verdict"] == "pass" for one in done)
-    either = sum(
-        "pass" in (one["raw"]["verdict"], (one["corrected"] or {}).get("verdict")) for one in done
-    )
+    either = sum(one["raw"]["verdict"] == "pass" or counts(one) for one in done)
     machines = sorted({one["machine"] for one in done})
     told = (
         f"{raw} of {len(names)} problems pass as they are sampled, {either} as they are sampled "
@@ -66,12 +64,22 @@ def table(names: Sequence[str], certificates: Mapping[str, Mapping[str, Any]]) -
     return "\n".join(lines) + f"\n\n{told}{where}\n"
 
 
+def counts(one: Mapping[str, Any]) -> bool:
+    """Whether corrected draws passed a check of as many simulations as the other."""
+    corrected = one["corrected"] or {"verdict": "none"}
+    enough = corrected.get("simulations", 0) >= one["raw"]["simulations"]
+    return bool(corrected["verdict"] == "pass" and enough)
+
+
 def row(one: Mapping[str, Any]) -> list[str]:
     """The cells of a certificate, without its name."""
     raw, corrected, setting = one["raw"], one["corrected"], one["setting"]
+    after = "–" if corrected is None else verdict(corrected)
+    if after != "–" and (num := corrected["simulations"]) != raw["simulations"]:
+        after += f" ({num} simulations)"
     return [
         verdict(raw),
-        "–" if corrected is None else verdict(corrected),
+        after,
         fails(raw),
         number(raw.get("over_start"), ".3f"),
         misfit(one),

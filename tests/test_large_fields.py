@@ -32,7 +32,7 @@ SIZES = (9, 12)
 
 def lower(monkeypatch: pytest.MonkeyPatch, limit: int = 50) -> None:
     for module in (
-        "posterior.assembly",
+        "posterior.coordinates",
         "gaussian.choose_start",
         "gaussian.operator_start",
         "gaussian.whitening",

@@ -33,6 +33,9 @@ __all__ = ["shrinkage_weight", "shrunk"]
 WEIGHTS = torch.linspace(-10, 4, 57, dtype=torch.float64).sigmoid()
 """The weights compared: from 0.00005 to 0.98."""
 
+MORE_WEIGHTS = torch.cat([torch.linspace(-20, -10.25, 40, dtype=torch.float64).sigmoid(), WEIGHTS])
+"""Those where samples are a few of very many: from 2e-9."""
+
 FEWEST = 4
 """Samples below which nothing can be left out: only the target counts then."""
 
@@ -43,33 +46,40 @@ MOST_ROWS = 2048
 """Samples that are left out, one at a time; evenly spaced where there are more."""
 
 
-def shrunk(z: Tensor, target: Tensor) -> Tensor:
+def shrunk(
+    z: Tensor, target: Tensor, correlation: Tensor | None = None, num: int | None = None
+) -> Tensor:
     """The correlation ``C(w)`` ``(d, d)`` of samples ``z`` ``(n, d)`` of mean 0 and variance 1,
-    with the weight of :func:`shrinkage_weight`."""
-    correlation = z.mT @ z / max(len(z) - 1, 1)
+    with the weight of :func:`shrinkage_weight`; of ``num`` samples that these are among, whose
+    ``correlation`` is known, where it is given."""
+    if correlation is None:
+        correlation = z.mT @ z / max(len(z) - 1, 1)
     target = (target + FLOOR * torch.eye(len(target)).to(target)) / (1 + FLOOR)
-    w = shrinkage_weight(z, correlation, target)
+    w = shrinkage_weight(z, correlation, target, num)
     return (1 - w) * correlation + w * target
 
 
-def shrinkage_weight(z: Tensor, correlation: Tensor, target: Tensor) -> float:
+def shrinkage_weight(
+    z: Tensor, correlation: Tensor, target: Tensor, num: int | None = None
+) -> float:
     """The weight of the target under which samples predict each other best.
 
     Args:
         z: samples ``(n, d)`` of mean 0, without unit.
         correlation: their second moments ``(d, d)``, the sum of products over ``n - 1``.
         target: positive definite ``(d, d)``.
+        num: of how many samples the correlation is, where ``z`` are some of them.
     """
-    n = len(z)
+    n = len(z) if num is None else num
     if n < FEWEST:
         return 1.0
     root = torch.linalg.cholesky(target)
     half = torch.linalg.solve_triangular(root, correlation, upper=False)
     white = torch.linalg.solve_triangular(root, half.mT, upper=False)
     values, vectors = torch.linalg.eigh(white)
-    rows = z[:: -(-n // MOST_ROWS)]
+    rows = z[:: -(-len(z) // MOST_ROWS)]
     along = torch.linalg.solve_triangular(root, rows.mT, upper=False).mT @ vectors
-    w = WEIGHTS.to(z.device)
+    w = (WEIGHTS if num is None else MORE_WEIGHTS).to(z.device)
     spectrum = (1 - w) * (n - 1) / (n - 2) * values.clamp_min(0)[:, None] + w  # of G: (d, weights)
     h = along.square() @ spectrum.reciprocal()
     r = n / (n - 1)

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from vfm_inverse.gaussian.shrinkage import shrunk
 from vfm_inverse.gaussian.spectral_whitening import SpectralWhitening, cosine_basis
+from vfm_inverse.gaussian.streamed_moments import StreamedMoments
 from vfm_inverse.gaussian.whitening_base import Whitening
 from vfm_inverse.runtime.randomness import seeded
 from vfm_inverse.runtime.scaling import center_and_spread, over, tamed
@@ -102,14 +103,17 @@ class DenseWhitening(Whitening):
         return self
 
     @classmethod
-    def fit(cls, samples: Tensor) -> DenseWhitening:
-        """From prior samples ``(n, *event)``; their correlation is shrunk towards a stationary one
-        as far as they ask for it (:mod:`vfm_inverse.gaussian.shrinkage`)."""
+    def fit(cls, samples: Tensor, streamed: StreamedMoments | None = None) -> DenseWhitening:
+        """From prior samples ``(n, *event)``, or from the moments of many more; their correlation
+        is shrunk towards a stationary one as far as they ask for it
+        (:mod:`vfm_inverse.gaussian.shrinkage`)."""
         event_shape = tuple(samples.shape[1:])
         flat = samples.flatten(1)
-        mean, spread = center_and_spread(flat)
+        mean, spread = center_and_spread(flat) if streamed is None else streamed[1:3]
         z = over(flat - mean, spread).double()
-        correlation = shrunk(z, stationary_correlation(z, event_shape)) * over(spread, spread)
+        known = () if streamed is None else (streamed.correlation, streamed.num)
+        correlation = shrunk(z, stationary_correlation(z, event_shape), *known)
+        correlation = correlation * over(spread, spread)
         self = cls._from_correlation(event_shape, correlation, 1e-8, samples.dtype)
         self.mean, self.spread = mean, spread
         return self
@@ -221,6 +225,7 @@ def fit_whitening(
     samples: Tensor,
     kind: str = "auto",
     moments: tuple[Tensor, Tensor] | None = None,
+    streamed: StreamedMoments | None = None,
 ) -> Whitening:
     """Choose and fit a whitening.
 
@@ -230,6 +235,7 @@ def fit_whitening(
             to ``DENSE_LIMIT`` dimensions, spectral for larger fields, low rank for larger vectors.
         moments: the prior's own mean ``(d,)`` and covariance ``(d, d)`` where it states them; used
             by the dense whitening instead of the samples.
+        streamed: those of many more samples, likewise.
 
     Raises:
         ValueError: unknown ``kind``, or samples that are not finite.
@@ -258,4 +264,6 @@ def fit_whitening(
         )
     if kind == "dense" and moments is not None:
         return DenseWhitening.from_moments(event_shape, *moments, dtype=samples.dtype)
+    if kind == "dense" and streamed is not None:
+        return DenseWhitening.fit(samples, streamed)
     return FITS[kind](tamed(samples))

@@ -23,7 +23,7 @@ from vfm_inverse.flow.flow_map import FlowMap
 from vfm_inverse.gaussian.choose_start import build_start, check_start, fit_start, start_kind
 from vfm_inverse.gaussian.laplace_start import FrameStart
 from vfm_inverse.gaussian.operator_start import GaussianStart
-from vfm_inverse.gaussian.whitening import DENSE_LIMIT, WHITENINGS, Whitening, fit_whitening
+from vfm_inverse.gaussian.whitening import WHITENINGS, Whitening
 from vfm_inverse.networks.encoders import (
     FieldEncoder,
     FieldFeatures,
@@ -38,6 +38,7 @@ from vfm_inverse.networks.stations import (
     is_table,
 )
 from vfm_inverse.posterior.answer import OBSERVATION_MODES
+from vfm_inverse.posterior.coordinates import fit_coordinates, inner_shape
 from vfm_inverse.posterior.validity import ValidRange
 from vfm_inverse.problem.inverse_problem import InverseProblem
 from vfm_inverse.runtime.arrays import rows_of
@@ -202,11 +203,11 @@ def build(
         free = x if held is None else held.to(x)
         free = free if problem.transform is None else problem.transform.inv(free)
         network, whitening = choice.network, choice.whitening
+        moments: dict[str, Any] = {}
         if network == "auto":
             network = "u-net" if suits_convolutions(problem, free) else "mlp"
         if isinstance(whitening, str):
-            small = whitening == "dense" or math.prod(inner_shape(problem)) <= DENSE_LIMIT
-            whitening = fit_whitening(free, whitening, problem.prior_moments() if small else None)
+            whitening, moments = fit_coordinates(problem, free, whitening, seed)
         del free, held
         whitening = whitening.to(x)
         whitening.transform, whitening.support = problem.transform, problem.support
@@ -218,9 +219,9 @@ def build(
             start = start.to(whitening.mean)
         del x
         done("features")
-        parts = assemble(
-            problem, whitening, start, params, choice.config(network, whitening, start)
-        )
+        config = choice.config(network, whitening, start)
+        config |= {"prior_moments": moments} if moments else {}
+        parts = assemble(problem, whitening, start, params, config)
         parts.valid_range.fit(y, params)
         framed = isinstance(start, FrameStart)
         if framed or isinstance(parts.features, FieldFeatures):
@@ -329,12 +330,6 @@ def affordable(problem: InverseProblem, num_simulations: int) -> int:
     field, others = math.prod(problem.field_shape), sum(math.prod(shape) for shape in beside)
     # Where fields are most of it, what is made of them counts.
     return min(num_simulations, max(LEAST, NUMBERS // (field + max(field, others))))
-
-
-def inner_shape(problem: InverseProblem) -> tuple[int, ...]:
-    """Shape of a field's values without bounds, where the map works."""
-    shape = problem.field_shape
-    return tuple(shape if problem.transform is None else problem.transform.inverse_shape(shape))
 
 
 def grid_shape(problem: InverseProblem) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from types import NoneType
 from typing import Any, Literal, Self
 
-__all__ = ["Card", "Standing"]
+__all__ = ["Card", "Standing", "told_of_prior"]
 
 Standing = Literal["pass", "fail", "uncertified"]
 
@@ -119,3 +119,20 @@ KINDS: dict[str, Any] = {
     "grades": list,
 }
 """What the fields of a card are."""
+
+
+def told_of_prior(config: Any) -> str:
+    """What the configuration of a map, as a table or as JSON, says of the covariance of its prior,
+    in a sentence without its full stop; empty where that is exact, not of draws, or not told."""
+    try:
+        config = json.loads(config) if isinstance(config, str) else config
+        found = config["prior_moments"]
+        kind = "draws" if "draws" in found else "samples"
+        return (
+            f"The covariance of the prior is that of {found[kind]:d} {kind}: at observations "
+            f"{found['far_out']:g} prior standard deviations out along all that is informed, it "
+            f"moves the mean of a Gaussian posterior by up to {found['error']:.2g} posterior "
+            "standard deviations (root mean square)"
+        )
+    except (LookupError, TypeError, ValueError):
+        return ""

@@ -209,7 +209,8 @@ class VariationalFlowMap(nn.Module):
                 noise, and some hundred evaluations of it an observation.
             num_simulations: simulations that whitening, start and features are fitted on; fewer of
                 large fields, to stay within a quarter of a gigabyte. A prior given by fewer
-                samples is whitened by all of these.
+                samples is whitened by all of these, one without end by up to 150 times as many
+                draws (:mod:`vfm_inverse.gaussian.streamed_moments`).
             seed: fixes simulations and initial weights.
             progress: show a progress bar where it takes longer than some seconds.
 

@@ -17,7 +17,7 @@ import xarray as xr
 
 from vfm_inverse.calibration.grading import ABOUT, Grade, grades
 from vfm_inverse.calibration.verdict import state_skill
-from vfm_inverse.posterior.card import Card
+from vfm_inverse.posterior.card import Card, told_of_prior
 from vfm_inverse.report import rank_plots as plots
 from vfm_inverse.report import score_plots
 from vfm_inverse.report.remedies import remedies
@@ -79,6 +79,7 @@ def write_report(
             about=ABOUT,
             against=state_skill(calibration),
             training=_trained(attrs.get("calibration_card")),
+            prior=told_of_prior(attrs.get("model")),
             tiles=_tiles(calibration),
             remedies=remedies(calibration),
             advice=_advice(given),

@@ -142,6 +142,7 @@ rougher or smoother by 5 %.</p>
 {% endfor %}</tbody></table>
 {% if against %}<p>The CRPS is {{ against }}.</p>{% endif %}
 {% if training and not untrained %}<p><em>Training.</em> {{ training }}.</p>{% endif %}
+{% if prior %}<p><em>Prior.</em> {{ prior }}.</p>{% endif %}
 <h2>Strict verdict</h2>
 <div class="verdict {{ verdict }}"><p><strong>{{ headline }}</strong> {{ reason }}.</p></div>
 <div class="tiles">

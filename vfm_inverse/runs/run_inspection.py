@@ -128,6 +128,8 @@ def axis_labels(axes: Any) -> dict[str, Any]:
 
 
 def _map(header: Mapping[str, Any], shapes: Mapping[str, list[int]]) -> dict[str, Any]:
+    from vfm_inverse.posterior.card import told_of_prior
+
     config = header.get("config", {})
     problem = config.get("problem") or {}
     kwargs = ", ".join(f"{k}={v!r:.40}" for k, v in (problem.get("kwargs") or {}).items())
@@ -138,6 +140,7 @@ def _map(header: Mapping[str, Any], shapes: Mapping[str, list[int]]) -> dict[str
         "map": {
             "weights": sum(sizes.values()),
             **{key: config[key] for key in kinds if config.get(key) is not None},
+            **({"prior": told} if (told := told_of_prior(config)) else {}),
         },
     }
 

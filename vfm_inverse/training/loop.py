@@ -364,7 +364,8 @@ def identity_of(
     identity = {
         "settings": {k: v for k, v in given.items() if k not in without}
         | {"objective": every_setting(given["objective"])},
-        "model": vfm.config,
+        # What is told of the draws is not what was asked for.
+        "model": {k: v for k, v in vfm.config.items() if k != "prior_moments"},
         "problem": problem_fingerprint(problem),
     }
     try:

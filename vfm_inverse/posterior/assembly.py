@@ -21,7 +21,7 @@ from tqdm import tqdm
 from vfm_inverse.flow.adapter import FAMILIES, NoiseAdapter
 from vfm_inverse.flow.flow_map import FlowMap
 from vfm_inverse.gaussian.choose_start import build_start, check_start, fit_start, start_kind
-from vfm_inverse.gaussian.operator_start import GaussianStart
+from vfm_inverse.gaussian.operator_start import GaussianStart, is_conjugate
 from vfm_inverse.gaussian.whitening import DENSE_LIMIT, WHITENINGS, Whitening, fit_whitening
 from vfm_inverse.networks.encoders import (
     FieldEncoder,
@@ -42,6 +42,7 @@ from vfm_inverse.problem.inverse_problem import InverseProblem
 from vfm_inverse.runtime.arrays import rows_of
 from vfm_inverse.runtime.randomness import seeded
 from vfm_inverse.runtime.scaling import center_and_spread, over
+from vfm_inverse.sampling.exact import MOST_DIMENSIONS
 
 __all__ = ["Choice", "Parts", "build", "is_ordered", "rebuild"]
 
@@ -84,6 +85,7 @@ class Parts(NamedTuple):
     observation: str
     steps: int
     precision: str
+    exact: bool
     config: Mapping[str, Any]
     valid_range: ValidRange
 
@@ -103,6 +105,7 @@ class Choice:
     depth: int | None
     max_rank: int
     start: str
+    exact: str | bool
 
     def settled(self, problem: InverseProblem) -> Choice:
         """With the adapter and the whitening that suit a problem where they were left open.
@@ -139,7 +142,15 @@ class Choice:
             )
         if not self.gaussian_start and whitening == "auto":
             whitening = "identity"
-        return replace(self, adapter=adapter, whitening=whitening)
+        exact = self._exact(problem)
+        return replace(self, adapter=adapter, whitening=whitening, exact=exact)
+
+    def _exact(self, problem: InverseProblem) -> str | bool:
+        if self.exact is not False and self.exact != "auto":
+            raise ValueError(f"'exact' must be 'auto' or False; got {self.exact!r}")
+        few = math.prod(inner_shape(problem)) <= MOST_DIMENSIONS
+        known = problem.likelihood is not None and problem.log_prior is not None
+        return "auto" if self.exact and few and known and not is_conjugate(problem) else False
 
     def _check_start(self, problem: InverseProblem) -> None:
         check_start(problem, self.start)
@@ -172,6 +183,7 @@ class Choice:
             "depth": self.depth,
             "rank": 0 if start is None else start.rank,
             "start": start_kind(start) if self.start == "auto" else self.start,
+            **({"exact": self.exact} if self.exact else {}),
         }
 
 
@@ -280,6 +292,7 @@ def assemble(
         config["observation"],
         config["steps"],
         config.get("precision", "single"),
+        config.get("exact", False) == "auto",
         config={
             **config,
             "dtype": str(problem.dtype).removeprefix("torch."),

@@ -22,7 +22,7 @@ from vfm_inverse.operators import MatrixObservations
 from vfm_inverse.problem.inverse_problem import InverseProblem
 from vfm_inverse.problems.shared.noise_levels import Sigma, noise_level
 
-__all__ = ["CheckerboardPosterior", "make", "on_board", "sample_board"]
+__all__ = ["Checkerboard", "CheckerboardPosterior", "make", "on_board"]
 
 EDGE = 2.0**-22  # cells are half open; below this, single precision would round onto the next one
 
@@ -39,19 +39,13 @@ def make(sigma: Sigma = 0.1) -> InverseProblem:
         return CheckerboardPosterior(y[:, 0], torch.as_tensor(sigma).to(y))
 
     return InverseProblem(
-        prior=sample_board,
+        prior=Checkerboard(),
         physics=MatrixObservations(torch.tensor([[1.0, 0.0]]), GaussianNoise(level)),
         params=params,
         reference=reference,
         units="1",
         obs_units="1",
     )
-
-
-def sample_board(num: int) -> Tensor:
-    """Uniform draws ``(num, 2)`` from the eight cells."""
-    x_1 = 4 * torch.rand(num) - 2
-    return torch.stack([x_1, _second(x_1)], -1)
 
 
 def on_board(x: Tensor) -> Tensor:
@@ -64,6 +58,47 @@ def _second(x_1: Tensor) -> Tensor:
     """Uniform on the two cells of the column: one that starts at an even number has -2 and 0."""
     row = x_1.floor() % 2 - 2 * (torch.rand_like(x_1) < 0.5)
     return row + torch.rand_like(x_1).clamp(max=1 - EDGE)
+
+
+class Board(constraints.Constraint):
+    """Points ``(*, 2)`` of the eight cells."""
+
+    is_discrete = False
+    event_dim = 1
+
+    def check(self, value: Tensor) -> Tensor:
+        """Whether they are, ``(*)``."""
+        return on_board(value)
+
+
+class Checkerboard(TorchDistribution):
+    """The uniform law on the eight cells, of density 1/8."""
+
+    support = Board()
+    arg_constraints: dict[str, Any] = {}
+
+    def __init__(self) -> None:
+        super().__init__(torch.Size(), torch.Size([2]), validate_args=False)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws ``(*sample_shape, 2)``."""
+        x_1 = 4 * torch.rand(torch.Size(sample_shape)) - 2
+        return torch.stack([x_1, _second(x_1)], -1)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density of points ``(*, 2)``, minus infinity off the board."""
+        inside = torch.where(on_board(value), 0.0, -math.inf).to(value)
+        return inside - math.log(8)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Checkerboard:
+        """Itself: there is one board.
+
+        Raises:
+            ValueError: a batch is asked for.
+        """
+        if torch.Size(batch_shape):
+            raise ValueError(f"'batch_shape' must be empty; got {tuple(batch_shape)}")
+        return self
 
 
 class CheckerboardPosterior(TorchDistribution):

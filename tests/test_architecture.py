@@ -32,6 +32,7 @@ FLOORS = (
     frozenset({"operators", "gaussian"}),
     frozenset({"networks"}),
     frozenset({"flow", "problems"}),
+    frozenset({"sampling"}),
     frozenset({"posterior"}),
     frozenset({"calibration", "training", "labelled"}),
     frozenset({"correction", "report", "declared"}),

@@ -14,16 +14,16 @@ from torch.distributions import Independent, Normal, Uniform
 import vfm_inverse as vi
 from vfm_inverse import calibration, correction, problems
 from vfm_inverse.correction.hamiltonian import restart
-from vfm_inverse.correction.importance import smooth
 from vfm_inverse.correction.ladder import stages_needed
-from vfm_inverse.correction.moves import State
 from vfm_inverse.correction.recalibration import Tempered
 from vfm_inverse.correction.stein import stein_test
-from vfm_inverse.correction.target import Target
-from vfm_inverse.correction.tempering import next_rise, split_rhat
-from vfm_inverse.posterior.ensemble import systematic
 from vfm_inverse.posterior.variational import VariationalFlowMap
 from vfm_inverse.problem.inverse_problem import InverseProblem
+from vfm_inverse.sampling.ensemble import systematic
+from vfm_inverse.sampling.moves import State
+from vfm_inverse.sampling.target import Target
+from vfm_inverse.sampling.tempering import next_rise, split_rhat
+from vfm_inverse.sampling.weights import smooth
 
 MODES = ["adapter", "context", "both"]
 
@@ -186,7 +186,7 @@ def test_a_separated_second_mode_is_filled_by_tempering() -> None:
     y = torch.tensor([[1.5]])
     with torch.no_grad():  # the draws lean to one side
         list(vfm.flow_map.parameters())[-1].add_(0.4)
-    share = float((vfm(y).sample((4000,)) > 0).double().mean())
+    share = float((vfm(y).raw.sample((4000,)) > 0).double().mean())
     assert abs(share - 0.5) > 0.08
     ensemble = correction.smc(vfm, y, 4096, seed=0)
     assert abs(float((ensemble.samples > 0).double().mean()) - 0.5) < 0.05
@@ -220,7 +220,7 @@ def test_auto_starts_with_chains_where_the_density_of_draws_is_unknown(
 ) -> None:
     problem, vfm = damaged("both")
     _, y, _ = problem.simulate(2, seed=0)
-    monkeypatch.setattr("vfm_inverse.correction.target.TRANSPORT_LIMIT", 1)
+    monkeypatch.setattr("vfm_inverse.sampling.target.TRANSPORT_LIMIT", 1)
     ensemble = correction.auto(vfm, y, 4096, seed=0)
     assert ensemble.diagnostics["rung"].eq(2).all()
     assert "Markov chains (the density of the draws is unknown" in ensemble.notes[0]
@@ -245,7 +245,7 @@ def test_chains_that_disagree_go_on_with_more_moves(monkeypatch: pytest.MonkeyPa
             chains[:, ::2, 1] += 5.0
         return chains, torch.ones(target.num)
 
-    monkeypatch.setattr("vfm_inverse.correction.target.TRANSPORT_LIMIT", 1)
+    monkeypatch.setattr("vfm_inverse.sampling.target.TRANSPORT_LIMIT", 1)
     monkeypatch.setattr("vfm_inverse.correction.ladder.hamiltonian", run)
     ensemble = correction.auto(vfm, y, 1024, seed=0)
     assert calls == [(2, 2), (1, 8)]

@@ -12,8 +12,8 @@ import xarray as xr
 import vfm_inverse as vi
 from vfm_inverse import correction, problems
 from vfm_inverse.labelled import arviz as inference_data
-from vfm_inverse.posterior.ensemble import Ensemble
 from vfm_inverse.problem.inverse_problem import InverseProblem
+from vfm_inverse.sampling.ensemble import Ensemble
 
 
 @pytest.fixture

@@ -14,13 +14,13 @@ from torch import Tensor
 
 import vfm_inverse as vi
 from vfm_inverse import problems
-from vfm_inverse.correction.target import Target
 from vfm_inverse.flow.adapter import FAMILIES
-from vfm_inverse.posterior.assembly import is_ordered
+from vfm_inverse.posterior.geometry import is_ordered
 from vfm_inverse.posterior.push_forward import CHUNK_NUMBERS
 from vfm_inverse.posterior.variational import VariationalFlowMap
 from vfm_inverse.problem.inverse_problem import InverseProblem
 from vfm_inverse.runtime.warnings import CalibrationWarning
+from vfm_inverse.sampling.target import Target
 from vfm_inverse.training.objective import Objective
 
 MODES = ["adapter", "context", "both"]

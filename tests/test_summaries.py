@@ -15,8 +15,8 @@ from vfm_inverse.cli.program import main
 from vfm_inverse.formats.netcdf_files import check_content
 from vfm_inverse.labelled import blocks as streaming
 from vfm_inverse.labelled import write as labelled
-from vfm_inverse.posterior.ensemble import Ensemble
 from vfm_inverse.problem.inverse_problem import InverseProblem
+from vfm_inverse.sampling.ensemble import Ensemble
 from vfm_inverse.statistics import summaries
 
 

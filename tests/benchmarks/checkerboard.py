@@ -90,7 +90,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         for steps in (1, 2, 4):
             vfm.steps = steps
             result[f"{steps}_step"] = figures_of(
-                lambda y, vfm=vfm: vfm(y).sample((args.draws,)),
+                lambda y, vfm=vfm: vfm(y).raw.sample((args.draws,)),
                 args.observations,
                 args.draws,
             )

@@ -51,7 +51,7 @@ def mixture(steps: int) -> dict[str, Any]:
         vfm = vi.VariationalFlowMap.for_problem(problem, adapter=adapter)
         vi.fit(vfm, problem, steps=steps, batch_size=256, progress=False)
         trained = time.perf_counter() - begin
-        raw = distance(vfm(y).sample((DRAWS,)))
+        raw = distance(vfm(y).raw.sample((DRAWS,)))
         begin = time.perf_counter()
         ensemble = correction.auto(vfm, y, DRAWS, seed=0)
         corrected = distance(ensemble.sample((DRAWS,)))
@@ -79,7 +79,7 @@ def linear(steps: int) -> dict[str, Any]:
     def deviations(seed: int) -> tuple[Tensor, Tensor, Tensor]:
         ensemble = correction.psis(vfm, y, DRAWS, seed=seed)
         torch.manual_seed(seed)
-        raw = vfm(y).sample((DRAWS,)).transpose(0, 1)
+        raw = vfm(y).raw.sample((DRAWS,)).transpose(0, 1)
         centred = (ensemble.samples - ensemble.mean).transpose(0, 1)
         weighted = centred.mT @ (ensemble.weights.T.unsqueeze(-1) * centred)
         plain = raw - raw.mean(1, keepdim=True)

@@ -13,14 +13,22 @@ from vfm_inverse.calibration.shards import data_hash
 from vfm_inverse.posterior.variational import VariationalFlowMap
 from vfm_inverse.runtime.arrays import real_tensor, rows_of
 from vfm_inverse.runtime.randomness import seeded
+from vfm_inverse.sampling.exact import AS_SAMPLED
 
-__all__ = ["VARIES", "ask", "draws_of", "fingerprint", "log_score"]
+__all__ = ["VARIES", "ask", "draws_of", "fingerprint", "log_score", "sampled"]
 
 VARIES = "varies at equal seeds"
 """Fingerprint of a posterior whose draws do not follow the seed."""
 
 ASKED = 4
 """Observations whose draws tell one posterior from another."""
+
+
+def sampled(function: Callable[..., Any]) -> dict[str, str]:
+    """What a report says of draws of a map that are exact as they are sampled."""
+    if isinstance(function, VariationalFlowMap) and function.resamples:
+        return {"draws": AS_SAMPLED}
+    return {}
 
 
 def ask(function: Callable[..., Any], name: str, y: Tensor, params: Mapping[str, Tensor]) -> Any:

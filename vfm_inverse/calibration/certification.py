@@ -82,6 +82,7 @@ def certify(vfm: VariationalFlowMap, problem: InverseProblem, report: xr.Dataset
         corrected=None if earlier is None else earlier.corrected,
         training=vfm.training_note or "",
         grades=[list(one) for one in grades(report)],
+        draws=str(attrs.get("draws", "")),
     )
     return vfm.card
 

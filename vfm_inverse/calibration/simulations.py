@@ -21,7 +21,7 @@ import xarray as xr
 from torch import Tensor
 from tqdm import tqdm
 
-from vfm_inverse.calibration.answers import VARIES, ask, draws_of, fingerprint, log_score
+from vfm_inverse.calibration.answers import VARIES, ask, draws_of, fingerprint, log_score, sampled
 from vfm_inverse.calibration.map_labels import MapLabels
 from vfm_inverse.calibration.results import make_report
 from vfm_inverse.calibration.settings import (
@@ -159,7 +159,7 @@ def calibrate(
         climate=baseline is None,
         memory=memory,
     )
-    settings = run.settings(tally, split, provenance or {})
+    settings = run.settings(tally, split, {**sampled(posterior_fn), **(provenance or {})})
     if path is not None:
         settings |= run.identity(tally.quantities)
     if held is not None:

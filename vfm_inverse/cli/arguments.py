@@ -171,6 +171,12 @@ def _draw(add: Add) -> None:
             help="levels of the summary's quantiles (default: 0.05,0.5,0.95)",
         )
         sub.add_argument("--draws", action="store_true", help="write the draws too")
+        if name == "sample":
+            sub.add_argument(
+                "--raw",
+                action="store_true",
+                help="draws of the map alone, where others would be made exact",
+            )
 
 
 def _calibrate(add: Add) -> None:

@@ -98,12 +98,13 @@ def sample(args: argparse.Namespace) -> int:
     vfm, problem = opened_run(args)
     y, params, labels = read_observation(args.observation, problem)
     given: dict[str, Any] = {"params": params, "seed": args.seed, "observation": labels}
-    given |= {"quantiles": quantiles, "keep_draws": args.draws}
+    given |= {"quantiles": quantiles, "keep_draws": args.draws, "raw": args.raw}
     sample_to_netcdf(vfm, problem, y, args.num_draws, args.out, **given)
     done = {"draws": args.num_draws, "observations": len(y), "file": str(args.out)}
     if args.json:
-        return emit(done | shown_standing(vfm))
+        return emit(done | shown_standing(vfm) | {"exact": vfm.resamples and not args.raw})
     what = "draws" if quantiles is None else "draws, summarised,"
+    what = f"exact {what}" if vfm.resamples and not args.raw else what
     say(f"{done['draws']} {what} for {done['observations']} observation(s) in {done['file']}")
     say(f"calibration of the map: {vfm.standing()[0]}")
     return 0
@@ -168,12 +169,12 @@ def correct(args: argparse.Namespace) -> int:
 def calibrate(args: argparse.Namespace) -> int:
     """``vfm-inverse calibrate``."""
     from vfm_inverse.runs.corrected import calibrate_corrected_run
-    from vfm_inverse.runs.folder import calibrate_run
+    from vfm_inverse.runs.folder import EXACT_DRAWS, calibrate_run
 
     # That it was not checked yet is why it is checked now.
     vfm, problem = opened_run(args, warn=False)
     check: Callable[..., Dataset] = calibrate_run
-    simulations, draws = 1000, 1000
+    simulations, draws = 1000, EXACT_DRAWS if vfm.resamples else 1000
     if args.corrected:
         check, simulations, draws = calibrate_corrected_run, 200, 128
     checked = check(
@@ -338,6 +339,8 @@ def conclude(args: argparse.Namespace, checked: Dataset, folder: Path) -> int:
         say(f"{'training':<20}{result['training']}")
     for one in given:
         say(f"{one.aspect:<20}{one.grade:<12}{one.size}")
+    if made := checked.attrs.get("draws"):
+        say(f"{'draws':<20}{made}")
     say(f"{'strict verdict':<20}{result['verdict']:<12}{result['reason']}")
     fields, num = checked.attrs.get("num_held_out_fields"), checked.attrs["num_simulations"]
     if fields is not None and fields < num:

@@ -24,9 +24,9 @@ from vfm_inverse.correction.prior_map import check_prior, fit_prior
 from vfm_inverse.correction.pyro_model import guide, model, refine
 from vfm_inverse.correction.recalibration import conformal, temperature
 from vfm_inverse.correction.stein import ksd
-from vfm_inverse.correction.target import Target
 from vfm_inverse.correction.tempering import smc
-from vfm_inverse.posterior.ensemble import Ensemble
+from vfm_inverse.sampling.ensemble import Ensemble
+from vfm_inverse.sampling.target import Target
 
 __all__ = [
     "Ensemble",

@@ -16,13 +16,13 @@ from pyro.ops.stats import effective_sample_size
 from torch import Tensor
 
 from vfm_inverse.correction.hamiltonian import hamiltonian
-from vfm_inverse.correction.moves import ACCEPTANCE, State, adapt, mala, pcn
-from vfm_inverse.correction.target import Target
-from vfm_inverse.correction.tempering import split_rhat
-from vfm_inverse.posterior.ensemble import Ensemble
 from vfm_inverse.posterior.variational import VariationalFlowMap
 from vfm_inverse.runtime.calls import checked
 from vfm_inverse.runtime.randomness import seeded
+from vfm_inverse.sampling.ensemble import Ensemble
+from vfm_inverse.sampling.moves import ACCEPTANCE, State, adapt, mala, pcn
+from vfm_inverse.sampling.target import Target
+from vfm_inverse.sampling.tempering import split_rhat
 
 __all__ = ["mcmc"]
 

@@ -22,8 +22,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vfm_inverse.correction.moves import State, accept, adapt
-from vfm_inverse.correction.target import Target
+from vfm_inverse.sampling.moves import State, accept, adapt
+from vfm_inverse.sampling.target import Target
 
 __all__ = ["Metric", "hamiltonian"]
 

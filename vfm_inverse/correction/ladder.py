@@ -13,15 +13,15 @@ from torch import Tensor
 from vfm_inverse.correction.bars import Bars
 from vfm_inverse.correction.chains import chain_figures
 from vfm_inverse.correction.hamiltonian import hamiltonian
-from vfm_inverse.correction.importance import GOOD_SHAPE, MOST_FOLDED, smooth
-from vfm_inverse.correction.moves import State, draw
-from vfm_inverse.correction.target import Target
-from vfm_inverse.correction.tempering import anneal
-from vfm_inverse.posterior.ensemble import Ensemble, effective_size
 from vfm_inverse.posterior.variational import VariationalFlowMap
 from vfm_inverse.runtime.arrays import rows_of
 from vfm_inverse.runtime.calls import checked
 from vfm_inverse.runtime.randomness import seeded
+from vfm_inverse.sampling.ensemble import Ensemble, effective_size
+from vfm_inverse.sampling.moves import State, draw
+from vfm_inverse.sampling.target import Target
+from vfm_inverse.sampling.tempering import anneal
+from vfm_inverse.sampling.weights import GOOD_SHAPE, MOST_FOLDED, smooth
 
 __all__ = ["RUNGS", "auto"]
 
@@ -123,7 +123,7 @@ def auto(
             rest = torch.arange(reached, len(y), device=y.device)
             for rows in rest[result.left_of(rest)].split(size):
                 part = rows_of(params, rows)
-                result.give_up(rows, vfm.posterior(y[rows], part).sample((num_samples,)))
+                result.give_up(rows, vfm.posterior(y[rows], part).raw.sample((num_samples,)))
     return result.ensemble(batched, told_prior(model), interrupted)
 
 
@@ -205,7 +205,7 @@ def run_chains(
     part, rows = target.rows(left), rows[left]
     if target.prior_map and vfm is not target.vfm:
         # Draws of the map that saw the observation, as noise of the map of the prior.
-        u = part.locate(vfm.posterior(part.y, part.params).sample((num_chains,)))
+        u = part.locate(vfm.posterior(part.y, part.params).raw.sample((num_chains,)))
     else:
         part, u = part.without_map(part.sample(num_chains))
     for thin in THINNING:

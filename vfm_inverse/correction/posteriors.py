@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from vfm_inverse.correction.ladder import RUNGS, auto
-from vfm_inverse.posterior.ensemble import Ensemble
 from vfm_inverse.posterior.variational import VariationalFlowMap
 from vfm_inverse.runtime.calls import checked
+from vfm_inverse.sampling.ensemble import Ensemble
 
 __all__ = ["Corrected", "corrected"]
 

@@ -91,6 +91,7 @@ def fit_prior(
     )
     problem.to(learned.whitening.mean.device)
     options |= {"network": learned.config["network"], "whitening": learned.whitening}
+    options["exact"] = False
     vfm = VariationalFlowMap.for_problem(problem, **options)
     vfm.flow_map.load_state_dict(learned.flow_map.state_dict())
     report = check_prior(vfm, problem, num_simulations, seed=seed)

@@ -6,7 +6,7 @@ With a map of the prior (``observation="adapter"``) the model is generative,
 
 and the guide is the adapter, so that ``Trace_ELBO`` of the two is the reverse objective. Under a
 conditional map z is the noise of the map, and the model weighs it by the density of the posterior
-in these coordinates (:class:`~vfm_inverse.correction.target.Target`).
+in these coordinates (:class:`~vfm_inverse.sampling.target.Target`).
 
 Both draw inside a plate over observations, at the sites ``"z"`` and, deterministic, ``"x"``.
 """
@@ -21,13 +21,13 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from vfm_inverse.correction.target import Target
 from vfm_inverse.flow.adapter import Diagonal, Full
 from vfm_inverse.gaussian.normals import standard_normal
 from vfm_inverse.posterior.push_forward import PushForward
 from vfm_inverse.posterior.variational import VariationalFlowMap
 from vfm_inverse.runtime.calls import checked
 from vfm_inverse.runtime.randomness import seeded
+from vfm_inverse.sampling.target import Target
 
 __all__ = ["guide", "model", "refine"]
 
@@ -138,4 +138,8 @@ def refine(
             optimizer.step()
             schedule.step()
     q = law(numbers.detach())
-    return PushForward(q, lambda z: vfm.decode(z, target.answer), vfm.event_shape, batched)
+
+    def decode(z: Tensor) -> Tensor:
+        return vfm.whitening.unwhiten(target.answer.generate(z, vfm.steps))
+
+    return PushForward(q, decode, vfm.event_shape, batched)

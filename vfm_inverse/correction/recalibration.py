@@ -119,7 +119,7 @@ def conformal(
 
 def bounds(posterior: PushForward, num_draws: int, level: float) -> tuple[Tensor, Tensor, Tensor]:
     """Central interval and standard deviation of a posterior's draws."""
-    draws = posterior.sample((num_draws,))
+    draws = posterior.raw.sample((num_draws,))
     tail = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=draws.dtype, device=draws.device)
     lower, upper = draws.quantile(tail, 0)
     return lower, upper, draws.std(0).clamp_min(torch.finfo(draws.dtype).tiny)

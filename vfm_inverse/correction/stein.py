@@ -17,10 +17,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vfm_inverse.correction.target import Target
 from vfm_inverse.posterior.variational import VariationalFlowMap
 from vfm_inverse.runtime.calls import checked
 from vfm_inverse.runtime.randomness import seeded
+from vfm_inverse.sampling.target import Target
 
 __all__ = ["ksd", "stein_test"]
 

@@ -37,6 +37,7 @@ from vfm_inverse.gaussian.matrix_free import (
 from vfm_inverse.gaussian.normals import ContractedNormal
 from vfm_inverse.gaussian.physics_frame import StartLaw
 from vfm_inverse.gaussian.whitening import DENSE_LIMIT, Whitening
+from vfm_inverse.problem.inverse_problem import InverseProblem
 from vfm_inverse.problem.likelihood import Likelihood
 from vfm_inverse.runtime.arrays import rows_of
 from vfm_inverse.runtime.scaling import FittedBuffers
@@ -48,6 +49,7 @@ __all__ = [
     "SharedBasis",
     "VaryingOperatorStart",
     "apply",
+    "is_conjugate",
     "noise_level",
     "operator_params",
 ]
@@ -287,3 +289,13 @@ class VaryingOperatorStart(LinearStart):
 def operator_params(physics: Physics, params: Mapping[str, Tensor]) -> set[str]:
     """Names of the parameters that belong to the operator rather than to its noise model."""
     return params.keys() - physics.noise_model.state_dict().keys()
+
+
+def is_conjugate(problem: InverseProblem) -> bool:
+    """Whether the posterior is Gaussian, and a start exact: linear physics, Gaussian noise of
+    known size, and a prior that is stated as a Gaussian."""
+    physics, likelihood = problem.physics, problem.likelihood
+    if not (isinstance(physics, LinearPhysics) and isinstance(likelihood, Likelihood)):
+        return False
+    params = problem.simulate(2, seed=0)[2] if problem.has_gaussian_prior else {}
+    return problem.has_gaussian_prior and likelihood.noise_scale(**params) is not None

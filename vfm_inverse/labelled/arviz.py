@@ -17,10 +17,10 @@ import xarray as xr
 from torch import Tensor
 
 from vfm_inverse.labelled.write import draws_of, to_xarray
-from vfm_inverse.posterior.ensemble import Ensemble
 from vfm_inverse.problem.labels import BATCH, CHAINS, DRAW, OBSERVED, WEIGHT
 from vfm_inverse.runtime.calls import checked
 from vfm_inverse.runtime.randomness import seeded
+from vfm_inverse.sampling.ensemble import Ensemble
 
 if TYPE_CHECKING:
     from vfm_inverse.problem.inverse_problem import InverseProblem

@@ -21,14 +21,17 @@ from tqdm import tqdm
 
 from vfm_inverse.formats.netcdf_files import seal, writing
 from vfm_inverse.labelled.write import save_netcdf, summary, to_xarray
-from vfm_inverse.problem.labels import DRAW
+from vfm_inverse.problem.labels import BATCH, DRAW
 from vfm_inverse.runtime.arrays import rows_of
 from vfm_inverse.runtime.calls import checked
 from vfm_inverse.runtime.files import check_space, check_writable, replacing
 from vfm_inverse.runtime.randomness import seeded
+from vfm_inverse.sampling.ensemble import figures
+from vfm_inverse.sampling.exact import joined, worst
 from vfm_inverse.statistics.summaries import levels, scratch, statistics
 
 if TYPE_CHECKING:
+    from vfm_inverse.posterior.push_forward import PushForward
     from vfm_inverse.posterior.variational import VariationalFlowMap
     from vfm_inverse.problem.inverse_problem import InverseProblem
 
@@ -62,6 +65,7 @@ def sample_to_netcdf(
     progress: bool = False,
     quantiles: Sequence[float] | None = None,
     keep_draws: bool = False,
+    raw: bool = False,
     **labels: Any,
 ) -> Path:
     """Write posterior draws as :func:`vfm_inverse.labelled.write.to_xarray` labels them, or their
@@ -80,6 +84,7 @@ def sample_to_netcdf(
         progress: show a progress bar.
         quantiles: levels of a summary, which is written instead of the draws.
         keep_draws: write the draws beside the summary.
+        raw: write draws of the map alone where others would be made exact.
         labels: further arguments of :func:`vfm_inverse.labelled.write.to_xarray`.
 
     Returns:
@@ -96,6 +101,8 @@ def sample_to_netcdf(
     y, params, _ = vfm.batch(y, params)
     if provenance is None:
         provenance = {**vfm.provenance(), "seed": seed}
+        if raw and vfm.resamples:
+            provenance["draws"] = "of the map alone"
     options = {"params": params, "provenance": provenance, **labels}
     size = y.new_empty((), dtype=vfm.whitening.mean.dtype).element_size()
     points = None if quantiles is None else levels(quantiles)
@@ -104,9 +111,10 @@ def sample_to_netcdf(
     check_space(path, layers * len(y) * vfm.event_shape.numel() * size)
     plan = Plan.of(num_draws, len(y), vfm.event_shape.numel())
     if plan.single:
+        law = posterior_of(vfm, y, params, raw)
         with seeded(seed):
-            draws = vfm.posterior(y, params).sample((num_draws,))
-        made = to_xarray(draws, problem, y, **options)
+            draws = law.sample((num_draws,))
+        made = to_xarray(draws, problem, y, diagnostics=law.diagnostics, **options)
         if points is not None:
             made = summary(made, points, keep_draws=keep_draws)
         return save_netcdf(made, path)
@@ -117,7 +125,7 @@ def sample_to_netcdf(
     with replacing(path) as temporary, writing(path):
         write_layout(layout, temporary, plan)
         with netCDF4.Dataset(temporary, "a") as file:
-            write_blocks(vfm, y, params, file, plan, seed, progress)
+            write_blocks(vfm, y, params, file, plan, seed, progress, raw)
         seal(temporary)
     return Path(path)
 
@@ -188,6 +196,7 @@ def write_blocks(
     plan: Plan,
     seed: int,
     progress: bool,
+    raw: bool,
 ) -> None:
     """Draw all blocks, and write what the file has a place for: draws and their summary."""
     drawn = [v for v in file.variables.values() if DRAW in v.dimensions and v.ndim > 1]
@@ -201,15 +210,17 @@ def write_blocks(
     count = sum(len(blocks) for _, blocks in plan.blocks())
     seeds = [seed, *np.random.SeedSequence([seed, 3]).generate_state(count - 1, np.uint64)]
     bar = tqdm(total=plan.num_draws * plan.num_observations, disable=not progress, desc="sample")
+    told: list[Mapping[str, Tensor]] = []
     with bar, torch.no_grad():
         for rows, blocks in plan.blocks():
             seen = rows_of(params, rows)
-            law = vfm.posterior(y[rows], seen)
+            law, found = posterior_of(vfm, y[rows], seen, raw), []
             size = (plan.num_draws if summed else 0, rows.stop - rows.start, *shape)
             with scratch(size, kind, Path(file.filepath()).parent) as held:
                 for block in blocks:
                     with seeded(int(seeds.pop(0)) % 2**63):
                         draws = law.sample((block.stop - block.start,))
+                    found.append(law.diagnostics)
                     values = draws.cpu().reshape(*draws.shape[:2], *shape).numpy()
                     for variable in drawn:
                         variable[block, rows] = values
@@ -217,6 +228,28 @@ def write_blocks(
                         held[block] = values
                     bar.update(draws.shape[0] * draws.shape[1])
                 if summed:
-                    found = statistics(held, file["quantile"][:])
-                    file["mean"][rows], file["std"][rows] = found["mean"], found["std"]
-                    file["quantiles"][:, rows] = found["quantiles"]
+                    levels_of = statistics(held, file["quantile"][:])
+                    file["mean"][rows], file["std"][rows] = levels_of["mean"], levels_of["std"]
+                    file["quantiles"][:, rows] = levels_of["quantiles"]
+            if found[0]:
+                told.append(joined(found))
+    if told:
+        write_diagnostics(file, told)
+
+
+def write_diagnostics(file: netCDF4.Dataset, told: Sequence[Mapping[str, Tensor]]) -> None:
+    """What is known of exact draws, of one row of blocks after the other."""
+    whole = {name: torch.cat([one[name] for one in told]) for name in told[0]}
+    for name, (dims, values, attrs) in figures(whole, BATCH).items():
+        variable = file.createVariable(name, values.dtype, dims, fill_value=np.nan)
+        variable.setncatts(attrs)
+        variable[:] = values
+    file.setncatts(worst(whole))
+
+
+def posterior_of(
+    vfm: VariationalFlowMap, y: Tensor, params: Mapping[str, Tensor], raw: bool
+) -> PushForward:
+    """The posterior of observations, exact as sampled or that of the map alone."""
+    law = vfm.posterior(y, params)
+    return law.raw if raw else law

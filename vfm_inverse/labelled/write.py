@@ -33,7 +33,6 @@ from torch import Tensor
 
 from vfm_inverse.formats.netcdf_files import SUM, write_netcdf
 from vfm_inverse.labelled.read import load_observation, mask_is_of_data
-from vfm_inverse.posterior.ensemble import Ensemble
 from vfm_inverse.problem.labels import (
     BATCH,
     CHAINS,
@@ -49,6 +48,8 @@ from vfm_inverse.runtime.arrays import real_tensor
 from vfm_inverse.runtime.calls import checked
 from vfm_inverse.runtime.values import inner
 from vfm_inverse.runtime.version import __version__
+from vfm_inverse.sampling.ensemble import Ensemble, figures
+from vfm_inverse.sampling.exact import worst
 from vfm_inverse.statistics.summaries import QUANTILES, levels, statistics
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def to_xarray(
     params: Mapping[str, Tensor] | None = None,
     provenance: Mapping[str, Any] | None = None,
     observation: xr.Dataset | None = None,
+    diagnostics: Mapping[str, Tensor] | None = None,
 ) -> xr.Dataset:
     """Posterior draws with the field's dimensions, coordinates and units.
 
@@ -81,6 +83,8 @@ def to_xarray(
         provenance: further attributes: ``vfm.provenance()``, with the card, and the seed.
         observation: labels of the observations, as
             :func:`vfm_inverse.labelled.read.read_observation` gives them.
+        diagnostics: of draws that were made exact, ``posterior.diagnostics``: each becomes a
+            variable, and the worst of ``k_hat`` and ``ess`` attributes.
 
     Raises:
         TypeError: ``draws`` are neither a tensor, an array nor an ensemble.
@@ -91,6 +95,9 @@ def to_xarray(
     if isinstance(draws, Ensemble):
         further, chains, draws = draws.variables(DRAW, BATCH), draws.chains, draws.samples
     draws = real_tensor(draws, "draws")
+    if diagnostics:
+        further = {**further, **figures(diagnostics, BATCH)}
+        provenance = {**worst(diagnostics), **(provenance or {})}
     labels, lead = problem.field_labels, draws.dim() - len(problem.field_shape)
     if lead not in (1, 2) or draws.shape[lead:] != problem.field_shape:
         raise ValueError(

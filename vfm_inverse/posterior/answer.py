@@ -13,7 +13,7 @@ from vfm_inverse.flow.transport import Base
 from vfm_inverse.gaussian.frames import standardize, unstandardize
 from vfm_inverse.gaussian.physics_frame import StartLaw
 
-__all__ = ["OBSERVATION_MODES", "PRECISIONS", "Answer", "Condition", "Networks"]
+__all__ = ["OBSERVATION_MODES", "PRECISIONS", "Answer", "Condition", "Networks", "check_modes"]
 
 
 OBSERVATION_MODES = ("adapter", "context", "both")
@@ -69,3 +69,21 @@ class Networks(nn.Module):
         super().__init__()
         self.flow_map = flow_map
         self.adapter = adapter
+
+
+def check_modes(precision: str, observation: str, adapter: NoiseAdapter | None) -> None:
+    """Refuse modes of a map that are none, or that do not go together.
+
+    Raises:
+        ValueError: an unknown name, or an adapter where the observation enters by context alone.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"'precision' must be one of {PRECISIONS}; got {precision!r}")
+    if observation not in OBSERVATION_MODES:
+        raise ValueError(f"'observation' must be one of {OBSERVATION_MODES}; got {observation!r}")
+    if (adapter is None) != (observation == "context"):
+        raise ValueError(
+            "'adapter' must be None exactly when observation='context'; got "
+            f"observation={observation!r} "
+            f"and adapter {type(adapter).__name__}"
+        )

@@ -22,7 +22,7 @@ from vfm_inverse.flow.adapter import FAMILIES, NoiseAdapter
 from vfm_inverse.flow.flow_map import FlowMap
 from vfm_inverse.gaussian.choose_start import build_start, check_start, fit_start, start_kind
 from vfm_inverse.gaussian.laplace_start import FrameStart
-from vfm_inverse.gaussian.operator_start import GaussianStart
+from vfm_inverse.gaussian.operator_start import GaussianStart, is_conjugate
 from vfm_inverse.gaussian.whitening import WHITENINGS, Whitening
 from vfm_inverse.networks.encoders import (
     FieldEncoder,
@@ -38,20 +38,15 @@ from vfm_inverse.networks.stations import (
     is_table,
 )
 from vfm_inverse.posterior.answer import OBSERVATION_MODES
-from vfm_inverse.posterior.coordinates import fit_coordinates, inner_shape
+from vfm_inverse.posterior.coordinates import fit_coordinates
+from vfm_inverse.posterior.geometry import grid_shape, inner_shape, suits_convolutions
 from vfm_inverse.posterior.validity import ValidRange
 from vfm_inverse.problem.inverse_problem import InverseProblem
 from vfm_inverse.runtime.arrays import rows_of
 from vfm_inverse.runtime.randomness import seeded
-from vfm_inverse.runtime.scaling import center_and_spread, over
+from vfm_inverse.sampling.exact import MOST_DIMENSIONS
 
-__all__ = ["Choice", "Parts", "build", "is_ordered", "rebuild"]
-
-SMALL_FIELD = 64
-"""Largest field that is better served by an MLP than by convolutions."""
-
-SHORTEST_SIGNAL = 32
-"""Shortest vector that may be better served by convolutions than by an MLP."""
+__all__ = ["Choice", "Parts", "build", "rebuild"]
 
 FULL_LIMIT = 64
 """Largest dimension for which a full covariance is the default without a Gaussian start."""
@@ -89,6 +84,7 @@ class Parts(NamedTuple):
     observation: str
     steps: int
     precision: str
+    exact: bool
     config: Mapping[str, Any]
     valid_range: ValidRange
 
@@ -108,6 +104,7 @@ class Choice:
     depth: int | None
     max_rank: int
     start: str
+    exact: str | bool
 
     def settled(self, problem: InverseProblem) -> Choice:
         """With the adapter and the whitening that suit a problem where they were left open.
@@ -144,7 +141,15 @@ class Choice:
             )
         if not self.gaussian_start and whitening == "auto":
             whitening = "identity"
-        return replace(self, adapter=adapter, whitening=whitening)
+        exact = self._exact(problem)
+        return replace(self, adapter=adapter, whitening=whitening, exact=exact)
+
+    def _exact(self, problem: InverseProblem) -> str | bool:
+        if self.exact is not False and self.exact != "auto":
+            raise ValueError(f"'exact' must be 'auto' or False; got {self.exact!r}")
+        few = math.prod(inner_shape(problem)) <= MOST_DIMENSIONS
+        known = problem.likelihood is not None and problem.log_prior is not None
+        return "auto" if self.exact and few and known and not is_conjugate(problem) else False
 
     def _check_start(self, problem: InverseProblem) -> None:
         check_start(problem, self.start)
@@ -180,6 +185,7 @@ class Choice:
             "depth": self.depth,
             "rank": 0 if start is None else start.rank,
             "start": start_kind(start) if self.start == "auto" else self.start,
+            **({"exact": self.exact} if self.exact else {}),
         }
 
 
@@ -289,6 +295,7 @@ def assemble(
         config["observation"],
         config["steps"],
         config.get("precision", "single"),
+        config.get("exact", False) == "auto",
         config={
             **config,
             "dtype": str(problem.dtype).removeprefix("torch."),
@@ -330,39 +337,6 @@ def affordable(problem: InverseProblem, num_simulations: int) -> int:
     field, others = math.prod(problem.field_shape), sum(math.prod(shape) for shape in beside)
     # Where fields are most of it, what is made of them counts.
     return min(num_simulations, max(LEAST, NUMBERS // (field + max(field, others))))
-
-
-def grid_shape(problem: InverseProblem) -> tuple[int, ...]:
-    """Shape of a field as convolutions see it: a vector is one channel."""
-    shape = tuple(problem.field_shape)
-    return shape if len(shape) > 1 else (1, *shape)
-
-
-def suits_convolutions(problem: InverseProblem, free: Tensor) -> bool:
-    """Whether places mean something in a field, given samples ``(n, *event)`` of the values
-    without bounds: a field of some size, or a vector that is an ordered signal."""
-    shape = tuple(problem.field_shape)
-    if inner_shape(problem) != shape:
-        return False
-    if len(shape) > 1:
-        return math.prod(shape) > SMALL_FIELD
-    observed = tuple(problem.observation_shape)
-    lifted = observed == shape or isinstance(problem.physics, LinearPhysics)
-    if shape[0] < SHORTEST_SIGNAL or not lifted or is_table(observed, problem.param_shapes):
-        return False
-    return is_ordered(free)
-
-
-def is_ordered(x: Tensor) -> bool:
-    """Whether neighbours in vectors ``(n, d)`` correlate as other pairs do not: of what mean
-    ``|correlation|`` leaves to 1, half at most."""
-    columns = x[:1000, :2048]
-    center, spread = center_and_spread(columns)
-    standard = over(columns - center, spread)
-    correlation = (standard.mT @ standard / len(standard)).abs().clamp_max(1)
-    off = correlation.sum() - correlation.diagonal().sum()
-    others = off / (correlation.numel() - len(correlation))
-    return bool(1 - correlation.diagonal(1).mean() < 0.5 * (1 - others))
 
 
 def describe(

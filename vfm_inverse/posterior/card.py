@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from types import NoneType
 from typing import Any, Literal, Self
 
-__all__ = ["Card", "Standing", "told_of_prior"]
+__all__ = ["Card", "Standing", "complaint", "told_of_prior"]
 
 Standing = Literal["pass", "fail", "uncertified"]
 
@@ -41,6 +41,8 @@ class Card:
         training: what came of the training, in a sentence; empty where that is not known.
         grades: aspect, grade and size of each of :func:`vfm_inverse.calibration.grades`; none in
             a card of an older version.
+        draws: how the draws that were checked were made, as :meth:`VariationalFlowMap.provenance`
+            says it; empty for those of the map alone.
     """
 
     verdict: str
@@ -62,6 +64,7 @@ class Card:
     corrected: dict[str, Any] | None = None
     training: str = ""
     grades: list[list[str]] = field(default_factory=list)
+    draws: str = ""
 
     def to_json(self) -> str:
         """The card as text, keys in order."""
@@ -110,7 +113,7 @@ class Card:
 
 KINDS: dict[str, Any] = {
     **dict.fromkeys(("verdict", "reason", "split", "problem", "physics", "version"), str),
-    "training": str,
+    **dict.fromkeys(("training", "draws"), str),
     **dict.fromkeys(("physics_sha256", "data_sha256", "weights_sha256"), str),
     **dict.fromkeys(("num_simulations", "num_draws", "seed"), int),
     **dict.fromkeys(("alpha", "false_alarm"), (int, float)),
@@ -136,3 +139,20 @@ def told_of_prior(config: Any) -> str:
         )
     except (LookupError, TypeError, ValueError):
         return ""
+
+
+def complaint(name: str, verdict: Standing, reason: str) -> str | None:
+    """What is to be said of a map with this standing; None where it passed its check.
+
+    Args:
+        name: what to call the map.
+        verdict, reason: of :meth:`VariationalFlowMap.standing`.
+    """
+    if verdict == "pass":
+        return None
+    if verdict == "fail":
+        return (
+            f"{name} failed its calibration: {reason}. Train it further, take a richer family, or "
+            "correct its draws (vfm_inverse.correction); its report says what may help"
+        )
+    return f"{name} is uncertified: {reason}. Check it with {CERTIFY}"

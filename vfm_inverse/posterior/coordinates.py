@@ -19,15 +19,10 @@ from vfm_inverse.gaussian.whitening import (
     Whitening,
     fit_whitening,
 )
+from vfm_inverse.posterior.geometry import inner_shape
 from vfm_inverse.problem.inverse_problem import InverseProblem
 
-__all__ = ["fit_coordinates", "inner_shape"]
-
-
-def inner_shape(problem: InverseProblem) -> tuple[int, ...]:
-    """Shape of a field's values without bounds, where the map works."""
-    shape = problem.field_shape
-    return tuple(shape if problem.transform is None else problem.transform.inverse_shape(shape))
+__all__ = ["fit_coordinates"]
 
 
 def fit_coordinates(

@@ -1,4 +1,5 @@
-"""The posterior as a distribution: the law of what the map makes of noise."""
+"""The posterior as a distribution: the law of what the map makes of noise, and draws that are made
+exact where that is cheap."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from vfm_inverse.gaussian.frames import standard_law, unstandardize
 from vfm_inverse.problem.supports import report_outside
 from vfm_inverse.runtime.values import check_shape
+from vfm_inverse.sampling.ensemble import Ensemble
 
 __all__ = ["PushForward"]
 
@@ -33,6 +35,14 @@ class PushForward(TorchDistribution):
         batched: whether the observations came with a batch dimension; without, draws have none
             either (``latent`` keeps its batch of one).
         stated: support of the prior that ``decode`` may leave; draws that do are reported.
+        exact: number of draws to an :class:`~vfm_inverse.sampling.ensemble.Ensemble` of the exact
+            posterior (:mod:`vfm_inverse.sampling.exact`), which :meth:`sample` then takes them
+            from; ``rsample`` stays that of the map.
+
+    Attributes:
+        diagnostics: of the exact draws of the last :meth:`sample`, by name, one number for each
+            observation: ``k_hat``, ``ess``, ``rung``, ...; empty for draws of the map.
+        notes: how each observation was answered then, in a sentence.
 
     It has no ``log_prob``: the density of a push-forward needs the map's Jacobian determinant.
     With ``observation="adapter"``, ``latent.log_prob`` is the density that importance weights in
@@ -50,11 +60,24 @@ class PushForward(TorchDistribution):
         event_shape: torch.Size,
         batched: bool = True,
         stated: constraints.Constraint | None = None,
+        exact: Callable[[int], Ensemble] | None = None,
     ) -> None:
+        self._exact = exact
+        self.diagnostics: dict[str, Tensor] = {}
+        self.notes: tuple[str, ...] = ()
         self.latent, self._decode, self._batched = latent, decode, batched
         self._stated = stated
         batch_shape = latent.batch_shape if batched else torch.Size()
         super().__init__(batch_shape, event_shape, validate_args=False)
+
+    @property
+    def raw(self) -> PushForward:
+        """The law of what the map makes of noise, as it is; itself where nothing is made exact."""
+        if self._exact is None:
+            return self
+        return PushForward(
+            self.latent, self._decode, self.event_shape, self._batched, self._stated
+        )
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
         """Draws ``(*sample, *batch, *event)``, differentiable where the latent's are."""
@@ -64,8 +87,13 @@ class PushForward(TorchDistribution):
     @torch.no_grad()
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
         """Draws ``(*sample, *batch, *event)``, a bounded number at a time and in the memory of the
-        result."""
+        result; exact ones where the posterior was made with a way to them."""
         sample_shape = check_shape(sample_shape, "sample_shape")
+        if self._exact is not None:
+            ensemble = self._exact(sample_shape.numel())
+            self.diagnostics, self.notes = dict(ensemble.diagnostics), ensemble.notes
+            drawn = ensemble.samples
+            return drawn.unflatten(0, sample_shape) if sample_shape else drawn[0]
         # What makes a Gaussian of N(0, I) is done chunk by chunk, in cache.
         zeta = standard_law(self.latent).sample(torch.Size([sample_shape.numel()])).contiguous()
         event = torch.Size([*zeta.shape[:2], *self.event_shape])

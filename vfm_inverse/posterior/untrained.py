@@ -56,7 +56,7 @@ def untrained(vfm: VariationalFlowMap) -> VariationalFlowMap:
     twin.networks = Networks(FlowMap(Still()), adapter)
     twin.whitening = copy(vfm.whitening)
     twin.whitening.support = None
-    twin.range, twin.card = ValidRange(), None
+    twin.range, twin.card, twin.exact = ValidRange(), None, False
     return twin
 
 

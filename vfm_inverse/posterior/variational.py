@@ -19,6 +19,7 @@ import json
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +37,9 @@ from vfm_inverse.gaussian.physics_frame import PhysicsFrame
 from vfm_inverse.gaussian.whitening import Whitening
 from vfm_inverse.networks.encoders import FieldFeatures, VectorFeatures
 from vfm_inverse.networks.stations import StationFeatures
-from vfm_inverse.posterior.answer import (
-    OBSERVATION_MODES,
-    PRECISIONS,
-    Answer,
-    Condition,
-    Networks,
-)
+from vfm_inverse.posterior.answer import Answer, Condition, Networks, check_modes
 from vfm_inverse.posterior.assembly import Choice, build, rebuild
-from vfm_inverse.posterior.card import CERTIFY, Card, Standing
+from vfm_inverse.posterior.card import Card, Standing, complaint
 from vfm_inverse.posterior.push_forward import PushForward
 from vfm_inverse.posterior.validity import ValidRange
 from vfm_inverse.problem.checks import check_batch, check_params
@@ -53,6 +48,7 @@ from vfm_inverse.runtime import storage
 from vfm_inverse.runtime.calls import checked
 from vfm_inverse.runtime.fingerprints import fingerprint
 from vfm_inverse.runtime.warnings import CalibrationWarning
+from vfm_inverse.sampling.exact import AS_SAMPLED, exact_draws
 
 __all__ = ["VariationalFlowMap"]
 
@@ -75,6 +71,8 @@ class VariationalFlowMap(nn.Module):
         steps: steps of the flow map for one draw.
         precision: ``"single"``, or ``"half"``: the networks compute in bfloat16, what stands
             around them (physics, densities, linear algebra) and every correction as before.
+        exact: whether draws are made exact, where likelihood and prior have densities
+            (:mod:`vfm_inverse.sampling.exact`); it may be set later, too.
         config: how :meth:`for_problem` was called, for the checkpoint.
         valid_range: of the observations that it was trained on.
 
@@ -102,22 +100,12 @@ class VariationalFlowMap(nn.Module):
         observation: str = "both",
         steps: int = 1,
         precision: str = "single",
+        exact: bool = False,
         config: Mapping[str, Any] | None = None,
         valid_range: ValidRange | None = None,
     ) -> None:
         super().__init__()
-        if precision not in PRECISIONS:
-            raise ValueError(f"'precision' must be one of {PRECISIONS}; got {precision!r}")
-        if observation not in OBSERVATION_MODES:
-            raise ValueError(
-                f"'observation' must be one of {OBSERVATION_MODES}; got {observation!r}"
-            )
-        if (adapter is None) != (observation == "context"):
-            raise ValueError(
-                "'adapter' must be None exactly when observation='context'; got "
-                f"observation={observation!r} "
-                f"and adapter {type(adapter).__name__}"
-            )
+        check_modes(precision, observation, adapter)
         self.networks = Networks(flow_map, adapter)
         self.likelihood, self.log_prior = likelihood, log_prior
         self.whitening = whitening
@@ -130,6 +118,7 @@ class VariationalFlowMap(nn.Module):
         self.observation = observation
         self.steps = steps
         self.precision = precision
+        self.exact = exact
         self.config = dict(config or {})
         self.card: Card | None = None
         self.training_note: str | None = None
@@ -143,6 +132,11 @@ class VariationalFlowMap(nn.Module):
     def adapter(self) -> NoiseAdapter | None:
         """The adapter; none where the observation enters by context alone."""
         return self.networks.adapter
+
+    @property
+    def resamples(self) -> bool:
+        """Whether draws are exact as they are sampled."""
+        return self.exact and self.likelihood is not None and self.log_prior is not None
 
     @property
     def event_shape(self) -> torch.Size:
@@ -175,6 +169,7 @@ class VariationalFlowMap(nn.Module):
         depth: int | None = None,
         max_rank: int = 128,
         start: str = "auto",
+        exact: str | bool = "auto",
         num_simulations: int = 20_000,
         seed: int = 0,
         progress: bool = True,
@@ -207,6 +202,9 @@ class VariationalFlowMap(nn.Module):
                 in the coordinates: draws fit the data though the physics is not linear; with
                 observation="both"). The last two take a differentiable physics with Gaussian
                 noise, and some hundred evaluations of it an observation.
+            exact: ``"auto"``: up to 16 unknowns are drawn from the exact posterior where prior and
+                likelihood have densities (:mod:`vfm_inverse.sampling.exact`) and are not linear
+                and Gaussian, so that the map is exact as it is; ``False``: never.
             num_simulations: simulations that whitening, start and features are fitted on; fewer of
                 large fields, to stay within a quarter of a gigabyte. A prior given by fewer
                 samples is whitened by all of these, one without end by up to 150 times as many
@@ -229,6 +227,7 @@ class VariationalFlowMap(nn.Module):
             depth,
             max_rank,
             start,
+            exact,
         )
         return cls(**build(problem, choice, num_simulations, seed, progress)._asdict())
 
@@ -270,14 +269,17 @@ class VariationalFlowMap(nn.Module):
     def posterior(
         self, y: Tensor, params: Mapping[str, Tensor], batched: bool = True
     ) -> PushForward:
-        """The posterior of observations ``(n, *obs)`` that :meth:`batch` has checked."""
+        """The posterior of observations ``(n, *obs)`` that :meth:`batch` has checked; its ``raw``
+        is that of the map alone."""
         answer = self.answer(self.condition(y, params))
+        draws = partial(exact_draws, self, y, params, batched=batched) if self.resamples else None
         return PushForward(
             answer.noise,
             lambda z: self.decode(z, answer),
             self.event_shape,
             batched,
             self.whitening.support,
+            draws,
         )
 
     def batch(self, y: Any, params: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor], bool]:
@@ -358,6 +360,7 @@ class VariationalFlowMap(nn.Module):
             "flow_map_steps": self.steps,
             "model": json.dumps(self.config, sort_keys=True),
             "weights_sha256": weights,
+            **({"draws": AS_SAMPLED} if self.resamples else {}),
             "calibration_verdict": verdict,
             "calibration_reason": reason,
             **held,
@@ -367,7 +370,8 @@ class VariationalFlowMap(nn.Module):
         """SHA-256 of all that draws depend on, so of the whitening and the Gaussian start too; the
         range of validity is not part of it."""
         tensors = {k: v for k, v in self.state_dict().items() if not k.startswith("range.")}
-        return fingerprint(f"{self.observation} {self.steps} {self.precision}", tensors)
+        how = f"{self.observation} {self.steps} {self.precision}{' exact' * self.resamples}"
+        return fingerprint(how, tensors)
 
     def standing(self, weights: str | None = None) -> tuple[Standing, str]:
         """Verdict on the map as it is now, and why: ``"pass"``, ``"fail"`` or ``"uncertified"``.
@@ -388,13 +392,5 @@ class VariationalFlowMap(nn.Module):
             name: what to call it.
             stacklevel: whose line the warning names, as in :func:`warnings.warn`.
         """
-        verdict, reason = self.standing()
-        if verdict == "pass":
-            return
-        if verdict == "fail":
-            text = f"{name} failed its calibration: {reason}. Train it further, take a richer "
-            text += "family, or correct its draws (vfm_inverse.correction); its report says what "
-            text += "may help"
-        else:
-            text = f"{name} is uncertified: {reason}. Check it with {CERTIFY}"
-        warnings.warn(text, CalibrationWarning, stacklevel=stacklevel + 1)
+        if (text := complaint(name, *self.standing())) is not None:
+            warnings.warn(text, CalibrationWarning, stacklevel=stacklevel + 1)

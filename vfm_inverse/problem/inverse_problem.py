@@ -302,6 +302,11 @@ class InverseProblem:
         return None if self.transform is not None else self._splits.moments()
 
     @property
+    def has_gaussian_prior(self) -> bool:
+        """Whether the prior is a distribution that is known to be Gaussian."""
+        return self._splits.gaussian
+
+    @property
     def log_prior(self) -> Callable[[Tensor], Tensor] | None:
         """``log p(x)`` in nats, ``(*batch, *field_shape)`` to ``(*batch,)``; ``None`` unless the
         prior is a distribution."""

@@ -22,6 +22,7 @@ from torch.distributions import (
     Independent,
     LowRankMultivariateNormal,
     MultivariateNormal,
+    Normal,
     ReshapeTransform,
     TransformedDistribution,
 )
@@ -33,7 +34,7 @@ from vfm_inverse.runtime.calls import attempt
 from vfm_inverse.runtime.randomness import seeded
 from vfm_inverse.runtime.values import shorten
 
-__all__ = ["LabelledPrior", "LogPrior", "Prior", "Sampler", "moments", "samplers"]
+__all__ = ["LabelledPrior", "LogPrior", "Prior", "Sampler", "is_gaussian", "moments", "samplers"]
 
 Prior = (
     Tensor
@@ -334,6 +335,17 @@ def _check_finite(x: Tensor, name: str = "prior") -> None:
         raise ValueError(
             f"'{name}' must be finite; {int((~finite).sum())} of {x.numel()} values are not"
         )
+
+
+def is_gaussian(prior: Any) -> bool:
+    """Whether a prior is a distribution of one of the Gaussian kinds that :func:`moments` knows,
+    reshaped or not."""
+    if isinstance(prior, TransformedDistribution):
+        reshaped = all(isinstance(transform, ReshapeTransform) for transform in prior.transforms)
+        return reshaped and is_gaussian(prior.base_dist)
+    while isinstance(prior, Independent):
+        prior = prior.base_dist
+    return isinstance(prior, MultivariateNormal | LowRankMultivariateNormal | MaternField | Normal)
 
 
 def moments(prior: Any) -> tuple[Tensor, Tensor] | None:

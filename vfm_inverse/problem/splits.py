@@ -9,7 +9,14 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from vfm_inverse.problem.priors import LabelledPrior, LogPrior, Prior, moments, samplers
+from vfm_inverse.problem.priors import (
+    LabelledPrior,
+    LogPrior,
+    Prior,
+    is_gaussian,
+    moments,
+    samplers,
+)
 from vfm_inverse.runtime.randomness import seeded
 
 __all__ = ["PriorSplits", "Split"]
@@ -65,6 +72,11 @@ class PriorSplits:
     def moments(self) -> tuple[Tensor, Tensor] | None:
         """Mean and covariance of the flattened field, if the prior states them."""
         return moments(self.prior)
+
+    @property
+    def gaussian(self) -> bool:
+        """Whether the prior is stated as a Gaussian."""
+        return is_gaussian(self.prior)
 
     def log_prob(self) -> Callable[[Tensor], Tensor] | None:
         """``log p(x)`` of fields, if the prior is a distribution."""

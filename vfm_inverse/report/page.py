@@ -102,13 +102,14 @@ def write_report(
 def _verdict(attrs: Mapping[str, Any]) -> dict[str, str]:
     """The strict verdict, what it speaks of, and what the scores are compared with."""
     failed, baseline = attrs["verdict"] == "fail", attrs.get("baseline")
+    made = f", {attrs['draws']}" if attrs.get("draws") else ""
     return {
         "verdict": attrs["verdict"],
         "headline": "Not calibrated:" if failed else "No sign of miscalibration:",
         "reason": attrs["reason"],
         "scope": (
             f"{attrs['num_simulations']} simulated observations, {attrs['num_draws']} "
-            "posterior draws for each. A calibrated posterior fails this test with "
+            f"posterior draws for each{made}. A calibrated posterior fails this test with "
             f"probability at most {attrs['alpha']:g}. It speaks of observations like the "
             "simulated ones, on average over them, and not of a single one."
         ),
@@ -327,6 +328,8 @@ def _card(text: str | None, weights: str | None) -> list[tuple[str, str]]:
     if weights not in (None, card["weights_sha256"]):
         rows.append(("out of date", "the map has other weights by now: calibrate it again"))
     for name, value in card.items():
+        if name == "draws" and not value:
+            continue
         if name == "figures":
             shown = ", ".join(f"{key} {number:.4g}" for key, number in value.items())
         elif name == "grades":

@@ -110,9 +110,11 @@ def check_config(header: Mapping[str, Any]) -> dict[str, Any]:
         "observation": OBSERVATION_MODES,
         "precision": PRECISIONS,
         "network": ("mlp", "u-net"),
+        "exact": (False, "auto"),
     }
+    earlier = {"precision": "single", "exact": False}
     for name, known in names.items():
-        if (value := config.get(name, "single" if name == "precision" else "")) not in known:
+        if (value := config.get(name, earlier.get(name, ""))) not in known:
             raise ValueError(f"'{name}' in its header must be one of {known}; got {value!r:.40}")
     if (start := config.get("start")) not in (None, *STARTS):
         known = (None, *STARTS)

@@ -83,6 +83,9 @@ CHECKS = ((1000, 1000), (500, 500), (400, 250), (300, 200), (200, 100), (100, 50
 CHECKED_NUMBERS = 2**28
 """Simulations and draws of a check, and most numbers of its draws where they cost convolutions."""
 
+EXACT_DRAWS = 100
+"""Draws of a check of exact ones: the power is in the simulations."""
+
 
 def open_run(
     folder: str | Path,
@@ -159,7 +162,10 @@ def check_output(path: str | Path, folder: str | Path, *inputs: str | Path) -> N
 
 def size_of_check(vfm: VariationalFlowMap) -> dict[str, int]:
     """Simulations and draws of the check at the end of a training: the first of :data:`CHECKS`
-    that convolutions on the map's fields make in minutes, the first of all without any."""
+    that convolutions on the map's fields make in minutes, the first of all without any, with fewer
+    draws where each of them is made exact."""
+    if vfm.resamples:
+        return {"num_simulations": CHECKS[0][0], "num_draws": EXACT_DRAWS}
     for num_simulations, num_draws in CHECKS:
         numbers = num_simulations * num_draws * vfm.whitening.dim
         if vfm.config.get("network") != "u-net" or numbers <= CHECKED_NUMBERS:

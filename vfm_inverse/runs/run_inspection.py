@@ -134,7 +134,7 @@ def _map(header: Mapping[str, Any], shapes: Mapping[str, list[int]]) -> dict[str
     problem = config.get("problem") or {}
     kwargs = ", ".join(f"{k}={v!r:.40}" for k, v in (problem.get("kwargs") or {}).items())
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-    kinds = ("network", "adapter", "observation", "whitening", "start", "steps")
+    kinds = ("network", "adapter", "observation", "whitening", "start", "steps", "exact")
     return {
         "problem": f"{problem.get('name') or 'of your own'}({kwargs})",
         "map": {

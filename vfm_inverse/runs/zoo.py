@@ -18,7 +18,7 @@ from torch import Tensor
 from vfm_inverse.calibration import calibrate
 from vfm_inverse.calibration.certification import certify
 from vfm_inverse.gaussian.whitening import DenseWhitening
-from vfm_inverse.posterior.coordinates import inner_shape
+from vfm_inverse.posterior.geometry import inner_shape
 from vfm_inverse.posterior.variational import VariationalFlowMap
 from vfm_inverse.problem.fingerprints import physics_fingerprint
 from vfm_inverse.problem.inverse_problem import InverseProblem

@@ -23,15 +23,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vfm_inverse.gaussian.laplace_start import FrameStart
 from vfm_inverse.gaussian.physics_frame import PhysicsFrame
 from vfm_inverse.posterior.variational import VariationalFlowMap
 from vfm_inverse.problem.fingerprints import physics_fingerprint
 from vfm_inverse.problem.inverse_problem import InverseProblem
 from vfm_inverse.runtime import storage
+from vfm_inverse.runtime.files import FRAMES
 from vfm_inverse.runtime.fingerprints import fingerprint
 from vfm_inverse.runtime.randomness import seeded
 
-__all__ = ["FramePool", "Frames", "metropolis"]
+__all__ = ["FramePool", "Frames", "metropolis", "pool_for"]
 
 BLOCK = 256
 """Frames that are computed, and kept in a file, together."""
@@ -60,6 +62,15 @@ class Frames(NamedTuple):
 
     features: Tensor
     zeta: Tensor
+
+
+def pool_for(
+    vfm: VariationalFlowMap, problem: InverseProblem, seed: int, limit: int, folder: Path | None
+) -> FramePool | None:
+    """The pool of a training, kept in the folder of its run; none for a map without frames."""
+    if not isinstance(vfm.start, FrameStart):
+        return None
+    return FramePool(vfm, problem, seed, limit, None if folder is None else folder / FRAMES)
 
 
 class FramePool:

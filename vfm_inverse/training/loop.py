@@ -8,8 +8,6 @@ How long it trains, and at which rate, is a plan's matter (:mod:`vfm_inverse.tra
 
 from __future__ import annotations
 
-import inspect
-import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,21 +20,20 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vfm_inverse.gaussian.laplace_start import FrameStart
 from vfm_inverse.posterior.variational import VariationalFlowMap
-from vfm_inverse.problem.fingerprints import problem_fingerprint
 from vfm_inverse.problem.inverse_problem import InverseProblem
 from vfm_inverse.runtime.calls import checked
 from vfm_inverse.runtime.config import check_keys
-from vfm_inverse.runtime.files import CONFIG, FRAMES, MODEL, STATE, locked
+from vfm_inverse.runtime.files import CONFIG, MODEL, STATE, locked
 from vfm_inverse.runtime.interruption import Interrupted, held_back
 from vfm_inverse.runtime.randomness import reseed, seeded
 from vfm_inverse.runtime.settings import brief, check_settings
 from vfm_inverse.runtime.values import resolve_device
 from vfm_inverse.training.cost import in_words, require_batch
 from vfm_inverse.training.files import FIGURES, Row, csv_log
-from vfm_inverse.training.frame_pool import FramePool
+from vfm_inverse.training.frame_pool import FramePool, pool_for
 from vfm_inverse.training.held_out import HeldOut
+from vfm_inverse.training.identity import identity_of
 from vfm_inverse.training.objective import PRESETS, Objective
 from vfm_inverse.training.plan import FixedPlan, OpenPlan
 from vfm_inverse.training.run_settings import remember
@@ -58,9 +55,6 @@ SCORED_NUMBERS = 2**21
 
 SAVED_EVERY = 60.0
 """Most seconds between two checkpoints."""
-
-HARMLESS = ("device", "checkpoint_dir", "resume", "checkpoint_every", "progress", "callbacks")
-"""Arguments of :func:`fit` that the trained map does not depend on."""
 
 
 @checked("fit", vfm="VariationalFlowMap", problem="InverseProblem", checkpoint_dir="path")
@@ -171,10 +165,7 @@ def fit(
         fits = min(512, max(32, SCORED_NUMBERS // vfm.whitening.dim))
         held_out = HeldOut(vfm, problem, num_validation or fits, seed)
         begin(state, problem, keep, identity, held_out)
-        pool = None
-        if isinstance(vfm.start, FrameStart):
-            frames = None if folder is None else folder / FRAMES
-            pool = FramePool(vfm, problem, seed, num_frames, frames)
+        pool = pool_for(vfm, problem, seed, num_frames, folder)
         with seeded(seed), log_of(state, keep, memory) as to:
             train(state, problem, pool, how, keep, identity, held_out, to, stopping)
         state.finish()
@@ -351,33 +342,6 @@ def length_of(plan: FixedPlan | OpenPlan) -> int | None:
     return plan.steps if isinstance(plan, FixedPlan) else None
 
 
-def identity_of(
-    vfm: VariationalFlowMap, problem: InverseProblem, given: Mapping[str, Any]
-) -> dict[str, Any]:
-    """What a resumed run must agree with.
-
-    Raises:
-        ValueError: arguments of the problem cannot be written down.
-    """
-    framed = isinstance(vfm.start, FrameStart)
-    without = HARMLESS if framed else (*HARMLESS, "num_frames")
-    identity = {
-        "settings": {k: v for k, v in given.items() if k not in without}
-        | {"objective": every_setting(given["objective"])},
-        # What is told of the draws is not what was asked for.
-        "model": {k: v for k, v in vfm.config.items() if k != "prior_moments"},
-        "problem": problem_fingerprint(problem),
-    }
-    try:
-        json.dumps(identity)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            "'kwargs' of the problem must be numbers, texts, lists and tables where a run is "
-            f"kept in a folder; {error}"
-        ) from error
-    return identity
-
-
 def interrupted(state: TrainingState, folder: Path | None) -> Interrupted:
     """What to raise when a signal came."""
     steps = length_of(state.plan)
@@ -388,12 +352,6 @@ def interrupted(state: TrainingState, folder: Path | None) -> Interrupted:
             "without a 'checkpoint_dir' nothing is saved",
         )
     return Interrupted(f"{where}; the run is saved in '{folder}'", "resume=True goes on")
-
-
-def every_setting(objective: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of an objective, those left out with their defaults."""
-    parameters = inspect.signature(Objective).parameters.items()
-    return {k: p.default for k, p in parameters if k != "vfm"} | dict(objective)
 
 
 def warn_of_collapse(row: Mapping[str, float], steps: int) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 from deepinv.physics import GaussianNoise, LinearPhysics
 
-from vfm_inverse.posterior.assembly import is_ordered
+from vfm_inverse.posterior.geometry import is_ordered
 from vfm_inverse.posterior.variational import VariationalFlowMap
 from vfm_inverse.problem.inverse_problem import InverseProblem
 from vfm_inverse.runtime import storage

@@ -13,7 +13,9 @@ the posterior differs from it only as far as the map is wrong. With the whitened
   exact for a map that is one to one (:meth:`Target.weigh`);
 * the same without the determinant in the ``direct`` coordinates
   :math:`\xi = \mu + C^{1/2} u`: the density of the draws is then unknown, which Markov chains do
-  not mind.
+  not mind. Draws of :math:`\mathcal N(0, s^2 I)` in these coordinates take the place of the map's
+  where a ``width`` s is given: their density is known, and wide ones reach modes that the map
+  misses.
 
 All densities are up to a constant for each observation.
 """
@@ -21,24 +23,87 @@ All densities are up to a constant for each observation.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
+from torch.distributions import Distribution
 
+from vfm_inverse.flow.flow_map import ConditionedMap
+from vfm_inverse.flow.transport import Base
 from vfm_inverse.gaussian.frames import standard_law, standardize, unstandardize
 from vfm_inverse.gaussian.normals import standard_normal
-from vfm_inverse.posterior.variational import VariationalFlowMap
+from vfm_inverse.gaussian.whitening_base import Whitening
 from vfm_inverse.runtime.arrays import rows_of
 
-__all__ = ["Target"]
+__all__ = ["Map", "Target"]
 
 TRANSPORT_LIMIT = 64
 """Most dimensions for which the determinant of a map is taken."""
 
 CHUNK = 2**22
 """Numbers of activations or Jacobians held at once, roughly; bounds memory."""
+
+
+class Answered(Protocol):
+    """A map at given observations: :class:`vfm_inverse.posterior.answer.Answer`."""
+
+    @property
+    def map(self) -> ConditionedMap:
+        """Of noise to data."""
+
+    @property
+    def q(self) -> TorchDistribution:
+        """The adapter's law."""
+
+    @property
+    def base(self) -> Base:
+        """Where the map begins."""
+
+    @property
+    def frame(self) -> TorchDistribution | None:
+        """In whose standard coordinates the map works."""
+
+    @property
+    def noise(self) -> TorchDistribution:
+        """Law of what the map starts from."""
+
+    def generate(self, z: Tensor, steps: int) -> Tensor:
+        """Noise ``(*sample, n, d)`` to whitened data."""
+
+
+class Map(Protocol):
+    """What a target needs of a map, which stands above it:
+    :class:`vfm_inverse.posterior.variational.VariationalFlowMap`."""
+
+    @property
+    def likelihood(self) -> Callable[..., Distribution] | None:
+        """``x, **params`` to the law of the observation."""
+
+    @property
+    def log_prior(self) -> Callable[[Tensor], Tensor] | None:
+        """Log density of the prior of x."""
+
+    @property
+    def whitening(self) -> Whitening:
+        """Coordinates of the map."""
+
+    @property
+    def observation(self) -> str:
+        """Where the observation enters."""
+
+    @property
+    def steps(self) -> int:
+        """Steps of the map for one draw."""
+
+    def condition(self, y: Tensor, params: Mapping[str, Tensor]) -> Any:
+        """What the networks are given."""
+
+    def answer(
+        self, condition: Any, networks: Any = None, precision: str | None = None
+    ) -> Answered:
+        """What they make of it."""
 
 
 class Target:
@@ -51,6 +116,10 @@ class Target:
         direct: leave the map out of the coordinates. By default only where its determinant would
             be needed in more than ``TRANSPORT_LIMIT`` dimensions.
         steps: of the map; as many as it usually takes by default.
+        known: take the prior's density for a map of the prior, too, instead of what that map has
+            learned of it.
+        width: standard deviation s of Gaussian draws in direct coordinates, in place of the
+            map's.
 
     Attributes:
         num: n.
@@ -64,18 +133,21 @@ class Target:
 
     def __init__(
         self,
-        vfm: VariationalFlowMap,
+        vfm: Map,
         y: Tensor,
         params: Mapping[str, Tensor],
         direct: bool | None = None,
         steps: int | None = None,
+        *,
+        known: bool = False,
+        width: float | None = None,
     ) -> None:
         if vfm.likelihood is None:
             raise ValueError(
                 "correction needs a likelihood; this map was made for a problem with a simulator "
                 "only"
             )
-        prior_map = vfm.observation == "adapter"
+        prior_map = vfm.observation == "adapter" and not known
         if not prior_map and vfm.log_prior is None:
             raise ValueError(
                 "correction of a map that is conditioned on y needs the prior's density, or a map "
@@ -90,14 +162,15 @@ class Target:
             # Rounding to half precision would leave the map without a derivative.
             self.answer = vfm.answer(condition, precision="single")
         self.num, self.dim = y.shape[0], vfm.whitening.dim
-        self.prior_map = prior_map
+        self.prior_map, self._known, self.width = prior_map, known, width
         if direct is None:
-            direct = self.dim > TRANSPORT_LIMIT
+            direct = self.dim > TRANSPORT_LIMIT or width is not None
         self.direct = direct and not prior_map
         # In whose standard coordinates u is, or what the map makes of u.
         self._frame = self.answer.q if prior_map else self.answer.frame
         if self.direct and self._frame is None:
-            self._frame = self.answer.map.target
+            of_prior = vfm.observation == "adapter"
+            self._frame = self.answer.q if of_prior else self.answer.map.target
         self.reference: TorchDistribution = (
             standard_law(self.answer.q) if prior_map else self.answer.noise
         )
@@ -105,7 +178,9 @@ class Target:
 
     @torch.no_grad()
     def sample(self, num: int) -> Tensor:
-        """The map's own draws, ``(num, n, d)``."""
+        """The map's own draws, ``(num, n, d)``; Gaussian ones where there is a width."""
+        if self.width is not None:
+            return self.width * self._normal.sample(torch.Size([num]))
         u = self.reference.sample(torch.Size([num]))
         if not self.direct:
             return u
@@ -138,11 +213,13 @@ class Target:
         return self._chunked(one, x)
 
     def log_reference(self, u: Tensor) -> Tensor:
-        """Log density of the map's draws, ``(num, n)``.
+        """Log density of the draws, ``(num, n)``.
 
         Raises:
-            ValueError: it is unknown in direct coordinates.
+            ValueError: that of the map's is unknown in direct coordinates.
         """
+        if self.width is not None:
+            return self._normal.log_prob(u / self.width)
         if self.direct:
             raise ValueError(
                 f"the density of this map's draws is unknown: that takes a determinant in "
@@ -168,7 +245,7 @@ class Target:
         The density of the posterior in u counts a field as often as the map reaches it: once if
         the map is one to one, which one that folds over itself is not.
         """
-        if self.prior_map:
+        if self.prior_map or self.direct:
             return self.log_prob(u), u.new_zeros(self.num)
 
         def both(part: Tensor) -> Tensor:
@@ -224,10 +301,24 @@ class Target:
         xi = self._chunked(self.whitened, u)
         return direct, xi if direct._frame is None else standardize(direct._frame, xi)
 
+    def around(self, width: float) -> Target:
+        """The same posteriors in direct coordinates, with Gaussian draws of this width."""
+        return Target(
+            self.vfm, self.y, self.params, True, self.steps, known=self._known, width=width
+        )
+
     def rows(self, rows: slice | Tensor, steps: int | None = None) -> Target:
         """The target of some of the observations, with as many steps of the map or others."""
         params = rows_of(self.params, rows)
-        return Target(self.vfm, self.y[rows], params, self.direct, steps or self.steps)
+        return Target(
+            self.vfm,
+            self.y[rows],
+            params,
+            self.direct,
+            steps or self.steps,
+            known=self._known,
+            width=self.width,
+        )
 
     def _log_prob(self, u: Tensor) -> Tensor:
         if self.prior_map:

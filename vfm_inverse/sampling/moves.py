@@ -7,24 +7,34 @@ about N(0, I):
   reversible for N(0, I), so that only the departure from it is accepted or rejected. No gradient
   (Cotter et al. 2013, Statist. Sci. 28, 424, https://arxiv.org/abs/1202.0709);
 * ``mala``: a step along the gradient, :math:`u' = u + \tfrac{\rho^2}{2} \nabla \log p(u) + \rho e`
-  (Roberts and Tweedie 1996, Bernoulli 2, 341).
+  (Roberts and Tweedie 1996, Bernoulli 2, 341);
+* ``differential``: a step along the difference of two members of a population, :math:`u' = u +
+  \gamma (u_a - u_b)`, which is as long and as thin as the posterior, and may lead from one mode
+  to another. The population stays as it was while others move (ter Braak and Vrugt 2008, Stat.
+  Comput. 18, 435).
 
 Each observation has its own step, adapted by a Robbins-Monro recursion.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from vfm_inverse.correction.target import Target
+from vfm_inverse.sampling.target import Target
 
-__all__ = ["ACCEPTANCE", "State", "adapt", "draw", "mala", "pcn"]
+__all__ = ["ACCEPTANCE", "Kernel", "State", "adapt", "differential", "draw", "mala", "pcn"]
 
 ACCEPTANCE = {"pcn": 0.3, "mala": 0.574}
 """Shares of accepted moves that the step is adapted to."""
+
+SHORTEST, WHOLE, JITTER = 0.1, 0.1, 1e-4
+"""Least part of the step that a differential move takes, share of moves that take a difference
+whole, and what is added, in standard deviations of the map's noise."""
 
 
 class State(NamedTuple):
@@ -51,6 +61,10 @@ class State(NamedTuple):
         return (1 - power) * self.log_reference + power * self.log_prob
 
 
+Kernel = Callable[["Target", State, Tensor, Tensor], tuple[State, Tensor]]
+"""A move of all draws, with steps and powers ``(n,)``, and the share accepted, ``(n,)``."""
+
+
 def draw(target: Target, num: int) -> tuple[State, Tensor]:
     """Draws of the map and the share of them in its folds, ``(n,)``.
 
@@ -71,6 +85,33 @@ def pcn(target: Target, state: State, step: Tensor, power: Tensor) -> tuple[Stat
     gain = new.tempered(power) - target.log_normal(proposal)
     gain = gain - state.tempered(power) + target.log_normal(state.u)
     return accept(state, new, gain)
+
+
+def differential(population: Tensor, groups: int) -> Kernel:
+    """Moves along differences of two members of a population ``(num, n, d)``, which is made of
+    equal, independent groups: each draw takes members of its own."""
+    num, n, d = population.shape
+    size = num // groups
+    group = (torch.arange(num, device=population.device) // size * size).unsqueeze(1)
+    column = torch.arange(n, device=population.device)
+
+    def member() -> Tensor:
+        other = torch.randint(size, (num, n), device=population.device)
+        return population[group + other, column]
+
+    def move(target: Target, state: State, step: Tensor, power: Tensor) -> tuple[State, Tensor]:
+        # Long steps for what is straight, short ones for what is bent.
+        shrink = torch.rand_like(state.log_prob).mul(math.log(SHORTEST)).exp()
+        scale = 2.38 / math.sqrt(2 * d) * step * shrink
+        # Differences as they are lead from one mode to another.
+        scale = torch.where(torch.rand_like(scale) < WHOLE, torch.ones_like(scale), scale)
+        proposal = state.u + scale.unsqueeze(-1) * (member() - member())
+        # Where a population has too few members left to span the space.
+        proposal = proposal + JITTER * torch.randn_like(proposal)
+        new = evaluate(target, proposal, needs_reference=bool((power < 1).any()))
+        return accept(state, new, new.tempered(power) - state.tempered(power))
+
+    return move
 
 
 def mala(target: Target, state: State, step: Tensor, power: Tensor) -> tuple[State, Tensor]:

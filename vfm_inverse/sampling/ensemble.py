@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Ensemble", "effective_size", "systematic"]
+__all__ = ["Ensemble", "effective_size", "figures", "systematic"]
 
 
 @dataclass(frozen=True)
@@ -84,10 +84,7 @@ class Ensemble:
         where = (draw, batch)[: self.weights.dim()]
         told = {
             "weight": (where, self.weights.cpu().numpy(), {"long_name": "weight of the draw"}),
-            **{
-                name: (where[1:], value.cpu().numpy(), {"long_name": f"correction: {name}"})
-                for name, value in self.diagnostics.items()
-            },
+            **figures(self.diagnostics, batch),
         }
         if self.notes:
             notes = np.array(self.notes if where[1:] else self.notes[0])
@@ -96,6 +93,14 @@ class Ensemble:
 
     def _spread(self, weights: Tensor) -> Tensor:
         return weights.reshape(*weights.shape, *[1] * (self.samples.dim() - weights.dim()))
+
+
+def figures(diagnostics: Mapping[str, Tensor], batch: str) -> dict[str, Any]:
+    """Diagnostics as arguments of ``xarray.Dataset.assign``, along ``batch`` or scalars."""
+    return {
+        name: ((batch,)[: value.dim()], value.cpu().numpy(), {"long_name": f"correction: {name}"})
+        for name, value in diagnostics.items()
+    }
 
 
 def effective_size(weights: Tensor) -> Tensor:

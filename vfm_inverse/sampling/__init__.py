@@ -1,0 +1,1 @@
+"""Monte Carlo in the coordinates of a map: weights, tempering, and what makes draws exact."""

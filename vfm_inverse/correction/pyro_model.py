@@ -138,4 +138,5 @@ def refine(
             optimizer.step()
             schedule.step()
     q = law(numbers.detach())
-    return PushForward(q, lambda z: vfm.decode(z, target.answer), vfm.event_shape, batched)
+    generate, unwhiten = target.answer.generate, vfm.whitening.unwhiten
+    return PushForward(q, lambda z: unwhiten(generate(z, vfm.steps)), vfm.event_shape, batched)

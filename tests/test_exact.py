@@ -4,9 +4,10 @@ faults."""
 from __future__ import annotations
 
 import warnings
+from copy import copy
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from vfm_inverse.posterior.variational import VariationalFlowMap
 from vfm_inverse.problem.inverse_problem import InverseProblem
 from vfm_inverse.runtime import storage
 from vfm_inverse.runtime.randomness import seeded
+from vfm_inverse.runtime.warnings import CalibrationWarning
 from vfm_inverse.sampling import exact as sampling
 from vfm_inverse.sampling.exact import AS_SAMPLED
 from vfm_inverse.sampling.moves import State, differential
@@ -46,7 +48,7 @@ def pair() -> InverseProblem:
 
 
 @torch.no_grad()
-def stirred(vfm: VariationalFlowMap, by: float = 0.1) -> VariationalFlowMap:
+def stirred(vfm: VariationalFlowMap, by: float = 0.2) -> VariationalFlowMap:
     """With random weights, so that its draws are wrong."""
     torch.manual_seed(6)
     for weight in vfm.flow_map.parameters():
@@ -177,10 +179,30 @@ def test_groups_that_disagree_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampling, "GOOD_SHAPE", -torch.inf)
     monkeypatch.setattr(sampling, "AGREE", 0.9)
     posterior = wrong()(torch.tensor([0.3, -1.0]))
-    assert drawn(posterior, 10).shape == (10, 2)
+    with pytest.warns(CalibrationWarning, match="draws of 1 of 1 observation.* may not be exact"):
+        assert drawn(posterior, 10).shape == (10, 2)
     assert float(posterior.diagnostics["satisfied"]) == 0
-    assert "still disagree: do not trust these draws" in posterior.notes[0]
+    assert "not arrived: do not trust these draws" in posterior.notes[0]
     assert float(posterior.diagnostics["ess"]) == 4 * 1024
+
+
+def test_an_observation_that_nothing_explains_is_told() -> None:
+    vfm, y = wrong(), torch.tensor([[0.3, -1.0], [1.0, 1.0]])
+
+    class Never(NamedTuple):
+        """Whoever sees a large first number cannot be explained."""
+
+        law: Distribution
+
+        def log_prob(self, value: Tensor) -> Tensor:
+            return torch.where(value[..., 0] > 0.5, -torch.inf, self.law.log_prob(value))
+
+    twin = copy(vfm)
+    twin.likelihood = lambda x: Never(seen(x))  # type: ignore[assignment, return-value]
+    posterior = twin(y)
+    with pytest.warns(CalibrationWarning, match="draws of 1 of 2 observation"):
+        drawn(posterior, 10)
+    assert posterior.diagnostics["satisfied"].tolist() == [1, 0]
 
 
 # Where, and where not -------------------------------------------------------------------------

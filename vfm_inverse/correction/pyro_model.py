@@ -138,8 +138,5 @@ def refine(
             optimizer.step()
             schedule.step()
     q = law(numbers.detach())
-
-    def decode(z: Tensor) -> Tensor:
-        return vfm.whitening.unwhiten(target.answer.generate(z, vfm.steps))
-
-    return PushForward(q, decode, vfm.event_shape, batched)
+    generate, unwhiten = target.answer.generate, vfm.whitening.unwhiten
+    return PushForward(q, lambda z: unwhiten(generate(z, vfm.steps)), vfm.event_shape, batched)

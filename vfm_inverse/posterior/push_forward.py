@@ -14,6 +14,7 @@ from vfm_inverse.gaussian.frames import standard_law, unstandardize
 from vfm_inverse.problem.supports import report_outside
 from vfm_inverse.runtime.values import check_shape
 from vfm_inverse.sampling.ensemble import Ensemble
+from vfm_inverse.sampling.exact import warn_unsatisfied
 
 __all__ = ["PushForward"]
 
@@ -87,11 +88,17 @@ class PushForward(TorchDistribution):
     @torch.no_grad()
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
         """Draws ``(*sample, *batch, *event)``, a bounded number at a time and in the memory of the
-        result; exact ones where the posterior was made with a way to them."""
+        result; exact ones where the posterior was made with a way to them.
+
+        Warns:
+            CalibrationWarning: exact draws of some observations cannot be trusted.
+        """
         sample_shape = check_shape(sample_shape, "sample_shape")
         if self._exact is not None:
             ensemble = self._exact(sample_shape.numel())
             self.diagnostics, self.notes = dict(ensemble.diagnostics), ensemble.notes
+            # Behind this frame and that of the decorator is whose draws they are.
+            warn_unsatisfied(self.diagnostics["satisfied"], stacklevel=3)
             drawn = ensemble.samples
             return drawn.unflatten(0, sample_shape) if sample_shape else drawn[0]
         # What makes a Gaussian of N(0, I) is done chunk by chunk, in cache.

@@ -19,19 +19,21 @@ was answered.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from vfm_inverse.runtime.arrays import rows_of
+from vfm_inverse.runtime.warnings import CalibrationWarning
 from vfm_inverse.sampling.ensemble import Ensemble, effective_size, systematic
 from vfm_inverse.sampling.moves import State, draw
 from vfm_inverse.sampling.target import Map, Target
 from vfm_inverse.sampling.tempering import GROUPS, anneal
 from vfm_inverse.sampling.weights import GOOD_SHAPE, MOST_FOLDED, smooth
 
-__all__ = ["AS_SAMPLED", "MOST_DIMENSIONS", "exact_draws", "joined", "worst"]
+__all__ = ["AS_SAMPLED", "MOST_DIMENSIONS", "exact_draws", "joined", "warn_unsatisfied", "worst"]
 
 MOST_DIMENSIONS = 16
 """Most unknowns for which draws are made exact by themselves."""
@@ -218,6 +220,8 @@ class Draws:
                 self.figures["rhat"][rows] = found["rhat"]
                 self.figures["ess"][rows] = float(size)
                 arrived = (found["rhat"] <= AGREE) & (found["power"] == 1)
+                # Where nothing has a density, nothing moves, and groups agree on that.
+                arrived &= torch.isfinite(state.log_prob).all(0)
                 self.figures["satisfied"][rows] = arrived.to(self.samples)
 
     def settle(self, rung: int, rows: Tensor, samples: Tensor) -> None:
@@ -242,5 +246,21 @@ def sentence(
     why = f"k-hat {k_hat:.2f}, or few draws effective"
     if folded > MOST_FOLDED:
         why = f"the map folds at {folded:.1%} of the draws"
-    agree = "agree" if satisfied else "still disagree: do not trust these draws"
-    return f"tempered ({why}); {GROUPS} groups {agree}, R-hat {rhat:.3f}"
+    done = f"tempered ({why}); R-hat of {GROUPS} groups {rhat:.3f}"
+    return done if satisfied else f"{done}, not arrived: do not trust these draws"
+
+
+def warn_unsatisfied(satisfied: Tensor, stacklevel: int = 2) -> None:
+    """Warn of observations whose draws may not be exact, by the diagnostic ``satisfied``.
+
+    Args:
+        satisfied: ``(n,)``, or of one observation.
+        stacklevel: whose line the warning names, as in :func:`warnings.warn`.
+    """
+    if num := int((satisfied == 0).sum()):
+        warnings.warn(
+            f"the draws of {num} of {satisfied.numel()} observation(s) may not be exact: groups "
+            "of particles disagree after tempering; 'notes' of the posterior says which",
+            CalibrationWarning,
+            stacklevel=stacklevel + 1,
+        )

@@ -11,6 +11,7 @@ from deepinv.physics import Denoising, GaussianNoise, Inpainting, PoissonNoise
 from torch import Tensor
 
 from vfm_inverse import problems
+from vfm_inverse.gaussian.amplitude_mixture import AmplitudeMixture
 from vfm_inverse.gaussian.choose_start import STARTS, fit_start
 from vfm_inverse.gaussian.normals import ContractedNormal, standard_normal
 from vfm_inverse.gaussian.operator_start import FixedOperatorStart, VaryingOperatorStart
@@ -66,12 +67,13 @@ def test_the_contract_of_a_start(kind: str) -> None:
     torch.manual_seed(0)
     problem = problems.load("gaussian-field", size=6, num_points=8, seed=0)
     x, y, params = problem.simulate(2000, seed=0)
-    whitening = fit_whitening(x, "spectral")
+    whitening = fit_whitening(x, "dense" if kind == "amplitudes" else "spectral")
     start = STARTS[kind](problem, whitening)
     start.fit(x, y, params, 16)
     x, y, params = problem.simulate(100, split="test", seed=1)
     q, xi = start(y, params), whitening.whiten(x)
-    assert isinstance(q, PhysicsFrame if kind == "frame" else ContractedNormal)
+    laws = {"frame": PhysicsFrame, "amplitudes": AmplitudeMixture}
+    assert isinstance(q, laws.get(kind, ContractedNormal))
     assert q.batch_shape == (100,) and q.event_shape == (36,) and 1 <= start.rank <= 36
     assert q.log_prob(xi).mean() > standard_normal(100, xi).log_prob(xi).mean() + 1
     again = STARTS[kind](problem, whitening)

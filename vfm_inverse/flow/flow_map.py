@@ -25,6 +25,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from vfm_inverse.gaussian.amplitude_mixture import Classes
 from vfm_inverse.gaussian.normals import ContractedNormal
 
 __all__ = ["ConditionedMap", "FlowMap"]
@@ -39,20 +40,31 @@ class ConditionedMap(NamedTuple):
         target: Gaussian approximation of the data's law given them, batch shape ``(n,)``; ``None``
             for N(0, I).
         half: whether the network, and nothing else, computes in bfloat16.
+        classes: where points have a coordinate more, from which a class is read: the network sees
+            the class, and the coordinate stays what it is.
     """
 
     flow_map: FlowMap
     context: Tensor | None = None
     target: ContractedNormal | None = None
     half: bool = False
+    classes: Classes | None = None
 
     def transport(self, x: Tensor, s: Tensor | float, t: Tensor | float) -> Tensor:
         """``X(x_s, s, t)``, ``(*sample, n, d)``."""
-        return self.flow_map(x, s, t, self.context, self.target, self.half)
+        x, context, u = self._split(x)
+        moved = self.flow_map(x, s, t, context, self.target, self.half)
+        return moved if u is None else torch.cat([moved, u], -1)
 
     def velocity(self, x: Tensor, t: Tensor) -> Tensor:
         """``v(x, t)``, ``(*sample, n, d)``."""
-        return self.flow_map.velocity(x, t, self.context, self.target, self.half)
+        x, context, u = self._split(x)
+        velocity = self.flow_map.velocity(x, t, context, self.target, self.half)
+        return velocity if u is None else torch.cat([velocity, torch.zeros_like(u)], -1)
+
+    def paired(self, x0: Tensor, x1: Tensor) -> Tensor:
+        """Noise ``x1 (n, d)`` for data ``x0``: of the same class, where there are classes."""
+        return x1 if self.classes is None else torch.cat([x1[..., :-1], x0[..., -1:]], -1)
 
     def generate(self, z: Tensor, steps: int = 1, begin: float = 1.0) -> Tensor:
         """``f(z) = X(z, begin, 0)``: noise to data in ``steps`` equal steps."""
@@ -66,7 +78,14 @@ class ConditionedMap(NamedTuple):
         """The map at some of the observations."""
         context = None if self.context is None else self.context[rows]
         target = None if self.target is None else self.target[rows]
-        return self._replace(context=context, target=target)
+        moved = self._replace(context=context, target=target)
+        return moved if self.classes is None else moved._replace(classes=self.classes[rows])
+
+    def _split(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The coordinates of the map, what its network sees, and the coordinate of the class."""
+        if self.classes is None or self.context is None:
+            return x, self.context, None
+        return x[..., :-1], self.classes.beside(self.context, x[..., -1]), x[..., -1:]
 
     def _march(self, x: Tensor, start: float, end: float, steps: int) -> Tensor:
         if steps < 1:
@@ -147,9 +166,10 @@ class FlowMap(nn.Module):
         context: Tensor | None = None,
         target: ContractedNormal | None = None,
         half: bool = False,
+        classes: Classes | None = None,
     ) -> ConditionedMap:
         """The map at given observations, which can march in several steps."""
-        return ConditionedMap(self, context, target, half)
+        return ConditionedMap(self, context, target, half, classes)
 
     def _evaluate(
         self, x: Tensor, s: Tensor, t: Tensor, context: Tensor | None, half: bool

@@ -18,6 +18,7 @@ import torch
 from deepinv.physics import LinearPhysics, Physics
 from torch import Tensor
 
+from vfm_inverse.gaussian.amplitudes_start import AmplitudesStart
 from vfm_inverse.gaussian.laplace_start import FrameStart, LaplaceStart
 from vfm_inverse.gaussian.matrix_free import noise_level
 from vfm_inverse.gaussian.operator_start import (
@@ -67,7 +68,7 @@ FRAME_NUMBERS = 2**18
 """Most numbers in the Jacobian of one observation with which such a start is taken unasked."""
 
 
-ASKED = ("regression", "laplace", "frame")
+ASKED = ("regression", "laplace", "frame", "amplitudes")
 """Kinds of start that may be asked for by name, whatever suits the problem."""
 
 
@@ -87,6 +88,9 @@ STARTS: dict[str, Callable[[InverseProblem, Whitening], GaussianStart]] = {
         *_linear(problem, whitening), problem.observation_shape.numel()
     ),
     "frame": lambda problem, whitening: FrameStart(
+        *_linear(problem, whitening), problem.observation_shape.numel()
+    ),
+    "amplitudes": lambda problem, whitening: AmplitudesStart(
         *_linear(problem, whitening), problem.observation_shape.numel()
     ),
 }
@@ -121,6 +125,7 @@ def start_kind(start: GaussianStart | None) -> str | None:
         TruncatedOperatorStart: "truncated",
         LaplaceStart: "laplace",
         FrameStart: "frame",
+        AmplitudesStart: "amplitudes",
     }
     return kinds.get(type(start))  # type: ignore[arg-type]
 
@@ -137,10 +142,15 @@ def check_start(problem: InverseProblem, kind: str) -> None:
     """
     if kind not in ("auto", *ASKED):
         raise ValueError(f"'start' must be one of {('auto', *ASKED)}; got {kind!r}")
-    if kind not in ("laplace", "frame"):
+    if kind in ("auto", "regression"):
         return
     physics, likelihood = problem.physics, problem.likelihood
     gaussian = isinstance(likelihood, Likelihood) and likelihood.noise_scale() is not None
+    if kind == "amplitudes" and not (isinstance(physics, LinearPhysics) and gaussian):
+        raise ValueError(
+            "'start' must not be 'amplitudes' for a problem without linear physics and Gaussian "
+            f"noise; got {kind!r} for {problem.describe_physics()}"
+        )
     if not (isinstance(physics, Physics) and gaussian):
         raise ValueError(
             "'start' must be 'auto' or 'regression' for a problem without a physics and Gaussian "

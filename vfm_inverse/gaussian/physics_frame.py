@@ -42,6 +42,7 @@ import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
+from vfm_inverse.gaussian.amplitude_mixture import AmplitudeMixture
 from vfm_inverse.gaussian.frames import Framed
 from vfm_inverse.gaussian.misfit import Misfit
 from vfm_inverse.gaussian.normals import (
@@ -235,5 +236,5 @@ def _secant(
     return torch.where(usable, step - _through(secants, change), 0.0), v
 
 
-StartLaw = ContractedNormal | PhysicsFrame
+StartLaw = ContractedNormal | PhysicsFrame | AmplitudeMixture
 """What a start may answer with."""

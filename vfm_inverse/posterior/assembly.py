@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from vfm_inverse.flow.adapter import FAMILIES, NoiseAdapter
 from vfm_inverse.flow.flow_map import FlowMap
+from vfm_inverse.gaussian.amplitudes import num_bands
 from vfm_inverse.gaussian.choose_start import build_start, check_start, fit_start, start_kind
 from vfm_inverse.gaussian.laplace_start import FrameStart
 from vfm_inverse.gaussian.operator_start import GaussianStart, is_conjugate
@@ -157,9 +158,9 @@ class Choice:
             raise ValueError(
                 f"'start' must be 'auto' without a Gaussian start; got {self.start!r}"
             )
-        if self.start == "frame" and not self.framed:
+        if self.start in ("frame", "amplitudes") and not self.framed:
             raise ValueError(
-                "'start' must not be 'frame' unless observation='both' and the adapter is "
+                f"'start' must not be {self.start!r} unless observation='both' and the adapter is "
                 f"'contraction'; got observation={self.observation!r}, adapter={self.adapter!r}"
             )
 
@@ -317,6 +318,10 @@ def layers_for(
     grid, conditional = grid_shape(problem), config["observation"] != "adapter"
     size = encoder.width if isinstance(features, StationFeatures) else features.size
     size = size if conditional else 0
+    if config.get("start") == "amplitudes":
+        if isinstance(features, StationFeatures):
+            raise ValueError("'start' must not be 'amplitudes' for vectors seen by tables")
+        size += num_bands(dim)
     width = {} if config["width"] is None else {"width": config["width"]}
     layers: nn.Module
     if config["network"] == "mlp":

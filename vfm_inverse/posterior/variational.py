@@ -30,10 +30,10 @@ from torch.distributions import Distribution
 from vfm_inverse.flow.adapter import NoiseAdapter
 from vfm_inverse.flow.flow_map import FlowMap
 from vfm_inverse.flow.transport import Base
+from vfm_inverse.gaussian.amplitude_mixture import classes_of
 from vfm_inverse.gaussian.frames import standard_law
-from vfm_inverse.gaussian.normals import standard_normal
+from vfm_inverse.gaussian.normals import ContractedNormal, standard_normal
 from vfm_inverse.gaussian.operator_start import GaussianStart
-from vfm_inverse.gaussian.physics_frame import PhysicsFrame
 from vfm_inverse.gaussian.whitening import Whitening
 from vfm_inverse.networks.encoders import FieldFeatures, VectorFeatures
 from vfm_inverse.networks.stations import StationFeatures
@@ -200,8 +200,9 @@ class VariationalFlowMap(nn.Module):
                 noise, else a regression), ``"regression"``, ``"laplace"`` (the Gaussian at the
                 mode of each posterior) or ``"frame"`` (around the mode, with the physics itself
                 in the coordinates: draws fit the data though the physics is not linear; with
-                observation="both"). The last two take a differentiable physics with Gaussian
-                noise, and some hundred evaluations of it an observation.
+                observation="both"). These two take a differentiable physics with Gaussian
+                noise, and some hundred evaluations of it an observation. Or ``"amplitudes"``: a
+                mixture over how strong fields are, by scale, for linear physics (Gaussian noise).
             exact: ``"auto"``: up to 16 unknowns are drawn from the exact posterior where prior and
                 likelihood have densities (:mod:`vfm_inverse.sampling.exact`) and are not linear
                 and Gaussian, so that the map is exact as it is; ``False``: never.
@@ -322,12 +323,14 @@ class VariationalFlowMap(nn.Module):
         half = (precision or self.precision) == "half"
         if adapter is None:
             noise = standard_normal(features.shape[0], self.whitening.mean)
-            assert not isinstance(start, PhysicsFrame)  # for_problem saw to it
+            assert isinstance(start, ContractedNormal | None)  # for_problem saw to it
             return Answer(flow_map.at(features, start, half), noise, Base(noise))
         q = adapter(features, start, half)
         if self.observation == "adapter":
             return Answer(flow_map.at(half=half), q, Base(q))
-        return Answer(flow_map.at(features, half=half), q, Base(standard_law(q)), frame=q)
+        return Answer(
+            flow_map.at(features, None, half, classes_of(q)), q, Base(standard_law(q)), q
+        )
 
     def decode(self, z: Tensor, answer: Answer) -> Tensor:
         """Noise ``(*sample, n, d)`` to fields ``(*sample, n, *event)``."""

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from vfm_inverse.flow.couplings import COUPLINGS
 from vfm_inverse.flow.losses import FLOW_LOSSES, diagonal, sample_times
 from vfm_inverse.flow.transport import Base
+from vfm_inverse.gaussian.amplitudes_start import AmplitudesStart
 from vfm_inverse.gaussian.laplace_start import FrameStart
 from vfm_inverse.gaussian.normals import standard_normal
 from vfm_inverse.posterior.answer import Answer, Networks
@@ -189,6 +190,7 @@ class Objective(nn.Module):
         prior = self.vfm.observation == "adapter"
         x1 = torch.randn_like(x0) if prior else answer.noise.sample()
         x1 = COUPLINGS[self.coupling](x0, x1, answer.q.sample, self.alpha)
+        x1 = answer.map.paired(x0, x1)
         n, begin = x0.shape[0], answer.base.time
         # Each of the two losses has a pair at least.
         share = min(max(1, round(self.off_diagonal * n)), n - 1)
@@ -321,10 +323,10 @@ def check_terms(
             f"no prior of its own; got observation={vfm.observation!r}, reverse={reverse}, "
             f"coupling={coupling!r}"
         )
-    if forward and isinstance(vfm.start, FrameStart):
+    if forward and isinstance(vfm.start, FrameStart | AmplitudesStart):
         raise ValueError(
-            "'forward' must be 0 for a start with the physics in its frame, which no adapter "
-            f"changes; got {forward:g}"
+            "'forward' must be 0 for a start with the physics or classes of amplitude in its "
+            f"frame, which no adapter changes; got {forward:g}"
         )
     if reverse and vfm.likelihood is None:
         raise ValueError("'reverse' needs a likelihood; this problem has a simulator only")

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vfm_inverse.operators import Lorenz96, Trajectory
 from vfm_inverse.problem.inverse_problem import InverseProblem
+from vfm_inverse.problem.symmetries import Symmetry
 from vfm_inverse.problems.shared.noise_levels import Sigma, noise_level
 
 __all__ = ["make"]
@@ -74,6 +75,7 @@ def make(
             noise_model=GaussianNoise(level),
         ),
         params=params,
+        symmetries=turns(sites, observed),
         dims=("site",),
         coords={"site": np.arange(sites)},
         units="1",
@@ -85,6 +87,19 @@ def make(
         },
         obs_units="1",
     )
+
+
+def turns(sites: int, observed: int) -> list[Symmetry]:
+    """Rotations of the circle that carry observed sites to observed ones."""
+    if sites % observed:
+        return []
+    return [
+        Symmetry(
+            partial(torch.roll, shifts=k * observed, dims=-1),
+            partial(torch.roll, shifts=k, dims=-1),
+        )
+        for k in range(1, sites // observed)
+    ]
 
 
 def seen(x: Tensor, every: int) -> Tensor:

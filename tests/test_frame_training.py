@@ -3,6 +3,7 @@ weights that are kept."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +60,9 @@ class Stepped(Bent):
         return torch.from_numpy((x + 0.3 * x**3).detach().numpy())
 
 
-def bent(kind: type[Bent] = Bent) -> InverseProblem:
+def bent(kind: type[Bent] = Bent, **settings: Any) -> InverseProblem:
     prior = MultivariateNormal(torch.zeros(3), torch.eye(3) + 0.5)
-    return InverseProblem(prior, physics=kind())
+    return InverseProblem(prior, physics=kind(), **settings)
 
 
 def build(problem: InverseProblem, **settings: Any) -> vi.VariationalFlowMap:
@@ -189,6 +190,33 @@ def test_a_stopped_training_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     fit(resumed, problem, checkpoint_dir=tmp_path, resume=True, **QUICK)
     for one, other in zip(resumed.parameters(), whole.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_symmetries_make_more_frames_without_a_search() -> None:
+    turns = [(partial(torch.roll, shifts=k, dims=-1),) * 2 for k in (1, 2)]
+    problem = bent(symmetries=turns)
+    vfm = build(problem)
+    pool = FramePool(vfm, problem, 0, 256)
+    frames = pool._computed(0)
+    assert len(frames.zeta) > 0.95 * 3 * frame_pool.BLOCK
+    # A third of them are the block, the others are its turns: frames of their own observations.
+    x, y, params = problem.simulate(frame_pool.BLOCK, split="train", seed=0)
+    own = vfm.condition(y, params)
+    turned = vfm.condition(y.roll(1, -1), params)
+    assert isinstance(turned.start, PhysicsFrame) and isinstance(own.start, PhysicsFrame)
+    expected = turned.start.standardize(vfm.whitening.whiten(x.roll(1, -1)))
+    nearest = torch.cdist(expected, frames.zeta[:, 0]).amin(1)
+    assert nearest.median() < 1e-3
+    before = own.start.standardize(vfm.whitening.whiten(x))
+    assert (expected - before).square().mean() > 0.1  # they are not the same
+
+
+def test_a_symmetry_that_is_none_is_refused() -> None:
+    turn = partial(torch.roll, shifts=1, dims=-1)
+    problem = bent(symmetries=[(turn, turn), (turn, torch.neg)])
+    vfm = build(problem)
+    with pytest.raises(ValueError, match=r"'symmetries\[1\]' must turn the data"):
+        FramePool(vfm, problem, 0, 256)
 
 
 def test_the_states_of_a_chain_are_draws_of_the_posterior() -> None:

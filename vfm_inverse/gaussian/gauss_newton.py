@@ -25,7 +25,7 @@ from torch import Tensor
 from vfm_inverse.gaussian.misfit import Misfit
 from vfm_inverse.gaussian.normals import ContractedNormal
 
-__all__ = ["laplace", "mode"]
+__all__ = ["laplace", "mode", "objective"]
 
 INFLATION = (16.0, 4.0, *[1.0] * 6)
 """The noise variance of each Gauss-Newton step, in units of the true one."""

@@ -17,7 +17,7 @@ import torch
 from deepinv.physics import Physics
 from torch import Tensor
 
-from vfm_inverse.gaussian.gauss_newton import laplace, mode
+from vfm_inverse.gaussian.gauss_newton import laplace, mode, objective
 from vfm_inverse.gaussian.matrix_free import noise_level
 from vfm_inverse.gaussian.misfit import Misfit
 from vfm_inverse.gaussian.normals import ContractedNormal
@@ -146,3 +146,11 @@ class FrameStart(LinearizedStart):
         """The law of observations ``(n, *obs)``, around the mode of each."""
         misfit, law, weighted, minimum = self.expand(y, params)
         return PhysicsFrame(law, weighted, misfit, minimum)
+
+    @torch.no_grad()
+    def around(self, xi: Tensor, y: Tensor, params: Mapping[str, Tensor]) -> PhysicsFrame:
+        """The same around points ``xi (n, d)`` that are known to be modes, or near them."""
+        misfit = self.misfit(y, params)
+        residual, jacobian = misfit.linearize(xi)
+        law, weighted = laplace(xi, jacobian)
+        return PhysicsFrame(law, weighted, misfit, objective(xi, residual, 1.0))

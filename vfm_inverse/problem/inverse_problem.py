@@ -36,6 +36,7 @@ from vfm_inverse.problem.record import Record
 from vfm_inverse.problem.simulation import Simulations, stream_of
 from vfm_inverse.problem.splits import PriorSplits, Split
 from vfm_inverse.problem.supports import support_of, transform_of
+from vfm_inverse.problem.symmetries import Symmetry
 from vfm_inverse.runtime.arrays import real_tensor
 from vfm_inverse.runtime.calls import attempt, check_kind
 from vfm_inverse.runtime.config import Recipe
@@ -67,6 +68,8 @@ class InverseProblem:
             by samples is held out (nothing below 20 samples); a callable or a distribution serves
             both.
         reference: callable ``(y, **params) -> Distribution``: the exact or a gold posterior.
+        symmetries: each a pair ``(field, observation)`` of functions
+            (:mod:`vfm_inverse.problem.symmetries`), of which a training makes more simulations.
         dtype: ``torch.float32`` or ``torch.float64``, the type of all numbers of the problem and
             of maps that are built for it. By default that of the prior's tensors; torch's default
             type where the prior is a NumPy or labelled array or holds integers.
@@ -109,6 +112,7 @@ class InverseProblem:
         params: Callable[[int], Params] | None = None,
         test_prior: Prior | None = None,
         reference: Callable[..., Distribution] | None = None,
+        symmetries: Sequence[Symmetry] = (),
         dtype: torch.dtype | None = None,
         name: str | None = None,
         kwargs: Mapping[str, Any] | None = None,
@@ -134,6 +138,7 @@ class InverseProblem:
         self.support = None if transform is not None else support_of(prior)
         self._params = params
         self._reference = reference
+        self.symmetries = tuple(Symmetry(*pair) for pair in symmetries)
         self._splits = PriorSplits(prior, test_prior, dtype)
         x = self._splits.example
         self.field_shape, self.dtype = x.shape[1:], x.dtype

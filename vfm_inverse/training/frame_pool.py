@@ -11,11 +11,14 @@ truth is a draw from the posterior, and stays one under Metropolis steps with dr
 proposals: with the density :math:`q` of the frame, :math:`\xi'` takes the place of :math:`\xi`
 with the probability :math:`\min(1, \pi(\xi')\, q(\xi) / (\pi(\xi)\, q(\xi')))`. Each is then
 another truth that could have been behind the same observation.
+
+Where the problem states symmetries, a few of them turn the simulations of a block, modes and all,
+which takes a linearisation of the physics instead of a search.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -24,10 +27,12 @@ import torch
 from torch import Tensor
 
 from vfm_inverse.gaussian.laplace_start import FrameStart
+from vfm_inverse.gaussian.matrix_free import apply
 from vfm_inverse.gaussian.physics_frame import PhysicsFrame
 from vfm_inverse.posterior.variational import VariationalFlowMap
 from vfm_inverse.problem.fingerprints import physics_fingerprint
 from vfm_inverse.problem.inverse_problem import InverseProblem
+from vfm_inverse.problem.symmetries import Symmetry, check_symmetries
 from vfm_inverse.runtime import storage
 from vfm_inverse.runtime.files import FRAMES
 from vfm_inverse.runtime.fingerprints import fingerprint
@@ -46,6 +51,9 @@ MOVES = 7
 
 SOLVED = 1e-2
 """Mean squared gap of a proposal that counts as solved."""
+
+COPIES = 3
+"""Symmetries that turn the simulations of a block."""
 
 FAR = 16.0
 """Mean squared coordinate beyond which a field is left out: its frame is around another mode."""
@@ -82,6 +90,9 @@ class FramePool:
         seed: of the training.
         limit: most frames.
         folder: where blocks are kept; nowhere if missing.
+
+    Raises:
+        ValueError: a symmetry of the problem is none of its physics.
     """
 
     def __init__(
@@ -94,6 +105,10 @@ class FramePool:
     ) -> None:
         self.vfm, self.problem, self.seed, self.limit = vfm, problem, seed, limit
         self.folder = folder
+        if problem.symmetries:
+            x, _, params = problem.simulate(8, split="train", seed=0)
+            model = partial(apply, problem.physics, params=params)
+            check_symmetries(problem.symmetries, model, x)
         self._blocks: list[Frames] = []
         self._all: Frames | None = None
 
@@ -128,7 +143,8 @@ class FramePool:
         """The seed, the physics, and all of the map that makes frames and features."""
         state = self.vfm.state_dict().items()
         fixed = {name: value for name, value in state if not name.startswith("networks.")}
-        return fingerprint(f"{self.seed} {physics_fingerprint(self.problem)}", fixed)
+        physics, num = physics_fingerprint(self.problem), len(self.problem.symmetries)
+        return fingerprint(f"{self.seed} {num} {physics}", fixed)
 
     @torch.no_grad()
     def _computed(self, number: int) -> Frames:
@@ -138,14 +154,42 @@ class FramePool:
         q = condition.start
         assert isinstance(q, PhysicsFrame)
         xi = self.vfm.whitening.whiten(x)
-        near = q.standardize(xi).square().mean(-1) <= FAR  # False for what is not a number
         states = [xi]
         likelihood, log_prior = self.vfm.likelihood, self.vfm.log_prior
         if likelihood is not None and log_prior is not None and q.has_density:
             with seeded(seed):
                 states = metropolis(q, xi, partial(self._log_posterior, y, params))
-        zeta = torch.stack([q.standardize(state) for state in states], 1)
-        return Frames(condition.features[near], zeta[near])
+        parts = [framed(q, condition.features, states)]
+        for symmetry in self._drawn_symmetries(seed):
+            parts.append(self._turned(symmetry, q, y, params, states))
+        return Frames(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+
+    def _drawn_symmetries(self, seed: int) -> list[Symmetry]:
+        """Some of the problem's, others for each block."""
+        known = self.problem.symmetries
+        generator = torch.Generator().manual_seed(seed)
+        chosen = torch.randperm(len(known), generator=generator)[:COPIES]
+        return [known[i] for i in chosen]
+
+    def _turned(
+        self,
+        symmetry: Symmetry,
+        q: PhysicsFrame,
+        y: Tensor,
+        params: Mapping[str, Tensor],
+        states: Sequence[Tensor],
+    ) -> Frames:
+        """Simulations with the frames ``q`` under a symmetry."""
+        vfm, whitening = self.vfm, self.vfm.whitening
+        assert isinstance(vfm.start, FrameStart)
+
+        def turned(xi: Tensor) -> Tensor:
+            return whitening.whiten(symmetry.field(whitening.unwhiten(xi)))
+
+        y = symmetry.observation(y)
+        frame = vfm.start.around(turned(q.mean), y, params)
+        features = vfm.features(y, params, frame)
+        return framed(frame, features, [turned(state) for state in states])
 
     def _log_posterior(self, y: Tensor, params: Mapping[str, Tensor], xi: Tensor) -> Tensor:
         """Log density of whitened fields ``(n, d)``, up to a constant for each observation."""
@@ -154,6 +198,13 @@ class FramePool:
         x = vfm.whitening.unwhiten(xi)
         prior = vfm.log_prior(x) + vfm.whitening.log_det(xi)
         return prior + vfm.likelihood(x, **params).log_prob(y)
+
+
+def framed(q: PhysicsFrame, features: Tensor, states: Sequence[Tensor]) -> Frames:
+    """Fields ``(n, d)`` each in the coordinates of their frames, but for those that are far off."""
+    zeta = torch.stack([q.standardize(state) for state in states], 1)
+    near = zeta[:, 0].square().mean(-1) <= FAR  # False for what is not a number
+    return Frames(features[near], zeta[near])
 
 
 def metropolis(

@@ -201,7 +201,7 @@ class FramePool:
 
 
 def framed(q: PhysicsFrame, features: Tensor, states: Sequence[Tensor]) -> Frames:
-    """Fields ``(n, d)`` each in the coordinates of their frames, but for those that are far off."""
+    """Fields, each ``(n, d)``, in the coordinates of their frames, but for those far off."""
     zeta = torch.stack([q.standardize(state) for state in states], 1)
     near = zeta[:, 0].square().mean(-1) <= FAR  # False for what is not a number
     return Frames(features[near], zeta[near])

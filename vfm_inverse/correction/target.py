@@ -27,6 +27,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
+from vfm_inverse.gaussian.amplitude_mixture import classes_of
 from vfm_inverse.gaussian.frames import standard_law, standardize, unstandardize
 from vfm_inverse.gaussian.normals import standard_normal
 from vfm_inverse.posterior.variational import VariationalFlowMap
@@ -89,6 +90,12 @@ class Target:
             condition = vfm.condition(y, params)
             # Rounding to half precision would leave the map without a derivative.
             self.answer = vfm.answer(condition, precision="single")
+        if classes_of(self.answer.q) is not None:
+            raise ValueError(
+                "'vfm' must not start from a mixture over amplitudes, whose classes have no "
+                "density in the coordinates of the map: build it with start='regression' or "
+                "another, or correct it with a 'prior_map'"
+            )
         self.num, self.dim = y.shape[0], vfm.whitening.dim
         self.prior_map = prior_map
         if direct is None:

@@ -17,6 +17,7 @@ from deepinv.physics import LinearPhysics, Physics
 from torch import Tensor
 
 from vfm_inverse.gaussian.amplitudes_start import AmplitudesStart
+from vfm_inverse.gaussian.choose_amplitudes import better, may_have_amplitudes
 from vfm_inverse.gaussian.laplace_start import FrameStart, LaplaceStart
 from vfm_inverse.gaussian.matrix_free import noise_level
 from vfm_inverse.gaussian.operator_start import (
@@ -175,6 +176,7 @@ def fit_start(
     simulations: tuple[Tensor, Tensor, Mapping[str, Tensor]],
     max_rank: int,
     kind: str = "auto",
+    mixtures: bool = False,
 ) -> GaussianStart:
     """Fit the Gaussian start of a problem.
 
@@ -187,12 +189,18 @@ def fit_start(
         simulations: fields ``(n, *event)``, observations ``(n, *obs)`` and parameters.
         max_rank: most directions kept with many data of a varying operator, and in a regression.
         kind: one of :data:`ASKED`, or ``"auto"``: what suits the problem.
+        mixtures: whether ``"auto"`` may take the one over amplitudes.
     """
     starts = []
     kinds = candidates(problem, whitening, simulations[2]) if kind == "auto" else (kind,)
     for kind in kinds:
         starts.append(STARTS[kind](problem, whitening).to(simulations[0].device))
         starts[-1].fit(*simulations, max_rank)
+    if len(starts) == 1 and mixtures and may_have_amplitudes(problem, whitening, starts[0]):
+        other = AmplitudesStart(*_linear(problem, whitening), problem.observation_shape.numel())
+        other = other.to(simulations[0].device)
+        if better(starts[0], other, whitening, simulations, max_rank):
+            return other
     if len(starts) == 1:
         return starts[0]
     return max(starts, key=lambda start: score(start, whitening, simulations))

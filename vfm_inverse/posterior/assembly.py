@@ -21,6 +21,7 @@ from tqdm import tqdm
 from vfm_inverse.flow.adapter import FAMILIES, NoiseAdapter
 from vfm_inverse.flow.flow_map import FlowMap
 from vfm_inverse.gaussian.amplitudes import num_bands
+from vfm_inverse.gaussian.amplitudes_start import AmplitudesStart
 from vfm_inverse.gaussian.choose_start import build_start, check_start, fit_start, start_kind
 from vfm_inverse.gaussian.operator_start import GaussianStart
 from vfm_inverse.gaussian.whitening import DENSE_LIMIT, WHITENINGS, Whitening, fit_whitening
@@ -60,8 +61,8 @@ NUMBERS, LEAST = 2**26, 256
 """Most numbers in the simulations that whitening, start and features are fitted on, and fewest
 simulations all the same: bounds memory."""
 
-FEATURE_NUMBERS = 2**21
-"""Numbers in the fields whose features are standardised."""
+FEATURE_NUMBERS, FEW = 2**21, 32
+"""Numbers in the fields whose features are standardised, and fields where a start takes long."""
 
 
 TYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -142,6 +143,11 @@ class Choice:
             whitening = "identity"
         return replace(self, adapter=adapter, whitening=whitening)
 
+    @property
+    def takes_mixtures(self) -> bool:
+        """Whether the map can work in a frame with classes."""
+        return self.observation == "both" and self.adapter in (None, "contraction")
+
     def _check_start(self, problem: InverseProblem) -> None:
         check_start(problem, self.start)
         if self.start != "auto" and not self.gaussian_start:
@@ -150,7 +156,7 @@ class Choice:
             )
         if self.start not in ("frame", "amplitudes"):
             return
-        if self.observation != "both" or self.adapter not in (None, "contraction"):
+        if not self.takes_mixtures:
             raise ValueError(
                 f"'start' must not be {self.start!r} unless observation='both' and the adapter is "
                 f"'contraction'; got observation={self.observation!r}, adapter={self.adapter!r}"
@@ -208,7 +214,8 @@ def build(
         start = None
         if choice.gaussian_start:
             simulations, rank = (x, y, params), choice.max_rank
-            start = fit_start(problem, whitening, simulations, rank, choice.start)
+            mixtures = choice.start == "auto" and choice.takes_mixtures
+            start = fit_start(problem, whitening, simulations, rank, choice.start, mixtures)
             start = start.to(whitening.mean)
             del simulations
         del x
@@ -218,7 +225,8 @@ def build(
         )
         parts.valid_range.fit(y, params)
         if isinstance(parts.features, FieldFeatures):
-            few = slice(0, max(8, min(512, FEATURE_NUMBERS // problem.field_shape.numel())))
+            most = FEW if isinstance(start, AmplitudesStart) else 512
+            few = slice(0, max(8, min(most, FEATURE_NUMBERS // problem.field_shape.numel())))
             head = rows_of(params, few)
             parts.features.fit(y[few], head, None if start is None else start(y[few], head))
         else:

@@ -1,7 +1,8 @@
 r"""Whether a prior has amplitudes: a comparison on simulations before any training.
 
 A mixture over amplitudes contains the single Gaussian, but is fitted: it is taken where the energy
-score of held-out simulations says so by more than their noise, pair by pair.
+score of held-out simulations says so by more than their noise, pair by pair, and by enough to be
+worth what a mixture costs at every step of a training.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ __all__ = ["better", "may_have_amplitudes", "scores"]
 HELD, DRAWS = 128, 16
 """Simulations that both starts are compared on, and draws for each."""
 
-SURE = 2.0
-"""Standard errors of the paired difference by which the mixture must be better."""
+SURE, WORTH = 2.0, 0.02
+"""Standard errors of the paired difference, and share of the score, by which the mixture must be
+better."""
 
 
 def may_have_amplitudes(
@@ -58,7 +60,8 @@ def better(
         other.fit(x[first], y[first], rows_of(params, first), max_rank)
         values = [scores(one, whitening, x[last], y[last], own) for one in (start, other)]
     gain = values[0] - values[1]
-    return float(gain.mean()) > SURE * float(gain.std()) / held**0.5
+    needed = max(SURE * float(gain.std()) / held**0.5, WORTH * float(values[0].mean()))
+    return float(gain.mean()) > needed
 
 
 def scores(

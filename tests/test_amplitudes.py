@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from deepinv.physics import GaussianNoise, Inpainting, LinearPhysics
+from deepinv.physics import Denoising, GaussianNoise, Inpainting, LinearPhysics
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from vfm_inverse import VariationalFlowMap
+from vfm_inverse.correction.recalibration import Tempered
+from vfm_inverse.correction.target import Target
+from vfm_inverse.gaussian import choose_start
 from vfm_inverse.gaussian.amplitude_mixture import AmplitudeMixture
 from vfm_inverse.gaussian.amplitudes import Amplitudes, bands_of
 from vfm_inverse.gaussian.amplitudes_start import AmplitudesStart
@@ -324,3 +327,43 @@ def test_refusals() -> None:
     vfm = built(problem)
     with pytest.raises(ValueError, match="'forward' must be 0 for a start"):
         Objective(vfm, forward=1.0)
+
+
+def field_problem(mixed: bool) -> InverseProblem:
+    """A noisy field whose prior is known by samples, of the mixture or of one Gaussian."""
+
+    def fields(num: int) -> Tensor:
+        flat = prior(num) if mixed else whitening().unwhiten(torch.randn(num, DIM))
+        return flat.reshape(-1, 1, 2, 4)
+
+    return InverseProblem(prior=fields, physics=Denoising(GaussianNoise(0.3)))
+
+
+@pytest.mark.parametrize("mixed", [True, False])
+def test_auto_takes_it_where_it_helps(mixed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And leaves every bit as it was where it does not."""
+    options = {"num_simulations": 2000, "network": "mlp", "progress": False}
+    vfm = VariationalFlowMap.for_problem(field_problem(mixed), **options)
+    assert isinstance(vfm.start, AmplitudesStart if mixed else FixedOperatorStart)
+    if mixed:
+        assert vfm.config["start"] == "amplitudes"
+        return
+    monkeypatch.setattr(choose_start, "may_have_amplitudes", lambda *args: False)
+    today = VariationalFlowMap.for_problem(field_problem(mixed), **options)
+    assert vfm.weights_fingerprint() == today.weights_fingerprint()
+    assert vfm.config == today.config
+
+
+def test_corrections_of_a_mixture() -> None:
+    """Its width may be changed and leaves the classes alone; its draws have no density."""
+    torch.manual_seed(0)
+    problem = fixed_problem()
+    vfm = built(problem)
+    _, y, params = problem.simulate(20, seed=3)
+    noise = vfm.answer(vfm.condition(y, params)).noise.sample((50,))
+    narrow, plain = Tempered(vfm, 0.5)(y), vfm(y)
+    halved = torch.cat([0.5 * noise[..., :-1], noise[..., -1:]], -1)
+    torch.testing.assert_close(narrow._decode(noise), plain._decode(halved))
+    vfm.log_prior = lambda x: -0.5 * x.square().sum(-1)
+    with pytest.raises(ValueError, match="'vfm' must not start from a mixture over amplitudes"):
+        Target(vfm, y, params)

@@ -145,6 +145,7 @@ class Tempered:
 
         def decode(z: Tensor) -> Tensor:
             u = self.factor * standardize(answer.noise, z)
+            u[..., vfm.whitening.dim :] = z[..., vfm.whitening.dim :]  # whose class it is
             return vfm.decode(unstandardize(answer.noise, u), answer)
 
         return PushForward(answer.noise, decode, vfm.event_shape, batched)

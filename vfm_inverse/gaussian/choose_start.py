@@ -19,6 +19,7 @@ from deepinv.physics import LinearPhysics, Physics
 from torch import Tensor
 
 from vfm_inverse.gaussian.amplitudes_start import AmplitudesStart
+from vfm_inverse.gaussian.choose_amplitudes import better, may_have_amplitudes
 from vfm_inverse.gaussian.laplace_start import FrameStart, LaplaceStart
 from vfm_inverse.gaussian.matrix_free import noise_level
 from vfm_inverse.gaussian.operator_start import (
@@ -203,15 +204,22 @@ def fit_start(
         simulations: fields ``(n, *event)``, observations ``(n, *obs)`` and parameters.
         max_rank: most directions kept with many data of a varying operator, and in a regression.
         kind: one of :data:`ASKED`, or ``"auto"``: what suits the problem.
-        framed: whether the map can work in a frame with the physics in it.
+        framed: whether the map can work in a frame with the physics in it, or in those of a
+            mixture.
     """
     starts: list[GaussianStart] = []
     kinds = candidates(problem, whitening, simulations[2]) if kind == "auto" else (kind,)
     if kind == "auto" and kinds == ("regression",) and framed:
         start = fit_frame(problem, whitening, simulations, max_rank)
         return start or start_of("regression", problem, whitening, simulations, max_rank)
-    for kind in kinds:
-        starts.append(start_of(kind, problem, whitening, simulations, max_rank))
+    for each in kinds:
+        starts.append(start_of(each, problem, whitening, simulations, max_rank))
+    mixed = kind == "auto" and framed and len(starts) == 1
+    if mixed and may_have_amplitudes(problem, whitening, starts[0]):
+        other = AmplitudesStart(*_linear(problem, whitening), problem.observation_shape.numel())
+        other = other.to(simulations[0].device)
+        if better(starts[0], other, whitening, simulations, max_rank):
+            return other
     if len(starts) == 1:
         return starts[0]
     return max(starts, key=lambda start: score(start, whitening, simulations))

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from vfm_inverse.flow.adapter import FAMILIES, NoiseAdapter
 from vfm_inverse.flow.flow_map import FlowMap
 from vfm_inverse.gaussian.amplitudes import num_bands
+from vfm_inverse.gaussian.amplitudes_start import AmplitudesStart
 from vfm_inverse.gaussian.choose_start import build_start, check_start, fit_start, start_kind
 from vfm_inverse.gaussian.laplace_start import FrameStart
 from vfm_inverse.gaussian.operator_start import GaussianStart, is_conjugate
@@ -57,11 +58,8 @@ NUMBERS, LEAST = 2**26, 256
 """Most numbers in the simulations that whitening, start and features are fitted on, and fewest
 simulations all the same: bounds memory."""
 
-FEATURE_NUMBERS = 2**21
-"""Numbers in the fields whose features are standardised."""
-
-FRAMES = 128
-"""Simulations whose features are standardised where each has a mode to be found."""
+FEATURE_NUMBERS, FEW = 2**21, 64
+"""Numbers in the fields whose features are standardised, and fields where a start takes long."""
 
 
 TYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -166,7 +164,7 @@ class Choice:
 
     @property
     def framed(self) -> bool:
-        """Whether the map can work in a frame with the physics in it."""
+        """Whether the map can work in a frame with the physics in it, or in those of a mixture."""
         return self.observation == "both" and self.adapter in (None, "contraction")
 
     def config(
@@ -230,9 +228,9 @@ def build(
         config |= {"prior_moments": moments} if moments else {}
         parts = assemble(problem, whitening, start, params, config)
         parts.valid_range.fit(y, params)
-        framed = isinstance(start, FrameStart)
-        if framed or isinstance(parts.features, FieldFeatures):
-            num = FRAMES if framed else 512
+        searched = isinstance(start, FrameStart | AmplitudesStart)
+        if searched or isinstance(parts.features, FieldFeatures):
+            num = FEW if searched else 512
             few = slice(0, max(8, min(num, FEATURE_NUMBERS // problem.field_shape.numel())))
             head = rows_of(params, few)
             parts.features.fit(y[few], head, None if start is None else start(y[few], head))

@@ -196,13 +196,12 @@ class VariationalFlowMap(nn.Module):
             depth: residual blocks (MLP, default 3) or halvings (U-Net, by the field's size).
             max_rank: most informed directions kept with many data of a varying operator, and in a
                 regression.
-            start: kind of Gaussian start: ``"auto"`` (exact for linear physics with Gaussian
-                noise, else a regression), ``"regression"``, ``"laplace"`` (the Gaussian at the
-                mode of each posterior) or ``"frame"`` (around the mode, with the physics itself
-                in the coordinates: draws fit the data though the physics is not linear; with
-                observation="both"). These two take a differentiable physics with Gaussian
-                noise, and some hundred evaluations of it an observation. Or ``"amplitudes"``: a
-                mixture over how strong fields are, by scale, for linear physics (Gaussian noise).
+            start: ``"auto"`` (exact for linear physics with Gaussian noise, else a regression),
+                ``"regression"``, ``"amplitudes"`` (a mixture over how strong fields are, scale by
+                scale, for the same physics), ``"laplace"`` (the Gaussian at the mode of each
+                posterior) or ``"frame"`` (around the mode, with the physics in the coordinates:
+                draws fit the data though it is not linear). The last two take a differentiable
+                physics with Gaussian noise, and some hundred evaluations of it an observation.
             exact: ``"auto"``: up to 16 unknowns are drawn from the exact posterior where prior and
                 likelihood have densities (:mod:`vfm_inverse.sampling.exact`) and are not linear
                 and Gaussian, so that the map is exact as it is; ``False``: never.
@@ -328,9 +327,8 @@ class VariationalFlowMap(nn.Module):
         q = adapter(features, start, half)
         if self.observation == "adapter":
             return Answer(flow_map.at(half=half), q, Base(q))
-        return Answer(
-            flow_map.at(features, None, half, classes_of(q)), q, Base(standard_law(q)), q
-        )
+        bound = flow_map.at(features, None, half, classes_of(q))
+        return Answer(bound, q, Base(standard_law(q)), q)
 
     def decode(self, z: Tensor, answer: Answer) -> Tensor:
         """Noise ``(*sample, n, d)`` to fields ``(*sample, n, *event)``."""

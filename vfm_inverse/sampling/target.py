@@ -32,6 +32,7 @@ from torch.distributions import Distribution
 
 from vfm_inverse.flow.flow_map import ConditionedMap
 from vfm_inverse.flow.transport import Base
+from vfm_inverse.gaussian.amplitude_mixture import classes_of
 from vfm_inverse.gaussian.frames import standard_law, standardize, unstandardize
 from vfm_inverse.gaussian.normals import standard_normal
 from vfm_inverse.gaussian.whitening_base import Whitening
@@ -161,6 +162,12 @@ class Target:
             condition = vfm.condition(y, params)
             # Rounding to half precision would leave the map without a derivative.
             self.answer = vfm.answer(condition, precision="single")
+        if classes_of(self.answer.q) is not None:
+            raise ValueError(
+                "'vfm' must not start from a mixture over amplitudes, whose classes have no "
+                "density in the coordinates of the map: build it with start='regression' or "
+                "another, or correct it with a 'prior_map'"
+            )
         self.num, self.dim = y.shape[0], vfm.whitening.dim
         self.prior_map, self._known, self.width = prior_map, known, width
         if direct is None:

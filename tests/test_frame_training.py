@@ -14,11 +14,13 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 import vfm_inverse as vi
+from vfm_inverse import problems
 from vfm_inverse.calibration.certification import certify
 from vfm_inverse.calibration.simulations import calibrate
 from vfm_inverse.gaussian.laplace_start import FrameStart
 from vfm_inverse.gaussian.physics_frame import PhysicsFrame
 from vfm_inverse.problem.inverse_problem import InverseProblem
+from vfm_inverse.problem.symmetries import check_symmetries
 from vfm_inverse.runtime.interruption import Interrupted
 from vfm_inverse.runtime.randomness import seeded
 from vfm_inverse.training import frame_pool
@@ -209,6 +211,13 @@ def test_symmetries_make_more_frames_without_a_search() -> None:
     assert nearest.median() < 1e-3
     before = own.start.standardize(vfm.whitening.whiten(x))
     assert (expected - before).square().mean() > 0.1  # they are not the same
+
+
+def test_the_shipped_symmetries_are_some() -> None:
+    problem = problems.load("lorenz96-window", sites=8)
+    x, _, _ = problem.simulate(4, seed=0)
+    assert len(problem.symmetries) == 3
+    check_symmetries(problem.symmetries, problem.physics.A, x)
 
 
 def test_a_symmetry_that_is_none_is_refused() -> None:

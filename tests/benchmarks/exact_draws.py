@@ -5,8 +5,9 @@ gallery trains it, in a minute or two of one core. Then 1000 held-out simulation
 99 draws each, of the map alone and as ``vfm(y).sample`` gives them. Times are processor time of a
 thousand draws of one observation, the median of seven.
 
-With ``--maps DIR`` trained maps are kept in a folder and taken from there. ``--design FILE`` is
-the design matrix of bernoulli-glm.
+With ``--maps DIR`` trained maps are kept in a folder and taken from there. With ``--truth DIR``
+(:mod:`tests.benchmarks.c2st`) bernoulli-glm has its published design, and 10,000 draws of
+published observations are told from the published ones by a classifier.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 import vfm_inverse as vi
+from tests.benchmarks.c2st import TASKS, c2st, load_observation, load_problem
 from tests.benchmarks.common import run
 from vfm_inverse import calibration, problems
 from vfm_inverse.posterior.variational import VariationalFlowMap
@@ -81,11 +83,19 @@ def seconds(sample: Any) -> float:
     return statistics.median(times)
 
 
+def score(vfm: VariationalFlowMap, truth: str, name: str, number: int) -> float:
+    """Accuracy of a classifier between draws as sampled and the published ones."""
+    published = load_observation(truth, name, number)
+    torch.manual_seed(number)
+    draws = vfm(published.y).sample((10_000,)).squeeze(1)
+    return c2st(draws, published.reference[:10_000])
+
+
 def main(args: argparse.Namespace) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     for name in args.names:
-        design = {} if name != "bernoulli-glm" or args.design is None else {"design": args.design}
-        problem = problems.load(name, **design)
+        published = args.truth is not None and name in TASKS
+        problem = load_problem(args.truth, name) if published else problems.load(name)
         vfm = trained(name, problem, args.maps)
         vfm.exact = True
         watched = Watched(vfm)
@@ -107,6 +117,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         row["seconds_raw"] = seconds(posterior.raw.sample)
         row["seconds_as_sampled"] = seconds(posterior.sample)
         row["timed"] = posterior.notes[0]
+        if published:
+            row["c2st"] = [score(vfm, args.truth, name, number) for number in args.numbers]
         figures[name] = row
     return figures
 
@@ -117,6 +129,7 @@ if __name__ == "__main__":
     parser.add_argument("--simulations", type=int, default=1000)
     parser.add_argument("--draws", type=int, default=99)
     parser.add_argument("--maps", type=Path)
-    parser.add_argument("--design")
+    parser.add_argument("--truth")
+    parser.add_argument("--numbers", nargs="+", type=int, default=[1, 2])
     arguments = parser.parse_args()
     run("exact_draws", lambda: main(arguments))

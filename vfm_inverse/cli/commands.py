@@ -101,10 +101,10 @@ def sample(args: argparse.Namespace) -> int:
     given |= {"quantiles": quantiles, "keep_draws": args.draws, "raw": args.raw}
     sample_to_netcdf(vfm, problem, y, args.num_draws, args.out, **given)
     done = {"draws": args.num_draws, "observations": len(y), "file": str(args.out)}
+    exact = vfm.resamples and not args.raw
     if args.json:
-        return emit(done | shown_standing(vfm) | {"exact": vfm.resamples and not args.raw})
-    what = "draws" if quantiles is None else "draws, summarised,"
-    what = f"exact {what}" if vfm.resamples and not args.raw else what
+        return emit(done | shown_standing(vfm) | ({"exact": True} if exact else {}))
+    what = f"{'exact ' * exact}draws" if quantiles is None else "draws, summarised,"
     say(f"{done['draws']} {what} for {done['observations']} observation(s) in {done['file']}")
     say(f"calibration of the map: {vfm.standing()[0]}")
     return 0

@@ -67,8 +67,8 @@ class Card:
     draws: str = ""
 
     def to_json(self) -> str:
-        """The card as text, keys in order."""
-        return json.dumps(asdict(self))
+        """The card as text, keys in order; without ``draws`` for those of the map alone."""
+        return json.dumps({k: v for k, v in asdict(self).items() if k != "draws" or v})
 
     @classmethod
     def from_json(cls, text: str) -> Self:

@@ -18,7 +18,6 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -346,7 +345,7 @@ class VariationalFlowMap(nn.Module):
             OSError: the file cannot be written.
             TypeError: ``path`` is none.
         """
-        card = None if self.card is None else asdict(self.card)
+        card = None if self.card is None else json.loads(self.card.to_json())
         header = {"config": self.config, "card": card, "training": self.training_note}
         storage.write(path, self.state_dict(), "model", header)
 

@@ -51,7 +51,7 @@ NUMBERS = 2**29
 PRODUCTS = 2**36
 """Most products of two numbers that are added up: some seconds of one core."""
 
-PATIENCE = 60.0
+PATIENCE = 120.0
 """Seconds after which draws end that are slow to make."""
 
 BLOCK_NUMBERS, BLOCK_DRAWS = 2**21, 2**12

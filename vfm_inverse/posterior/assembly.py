@@ -242,6 +242,8 @@ def rebuild(
     The problem computes in the type of the map from then on.
     """
     problem.to(dtype=TYPES.get(config.get("dtype", "float32")))
+    if problem.normal and not config.get("normal"):  # made before there were such coordinates
+        problem.transform, problem.normal = None, False
     if whitening is None:
         if config["whitening"] not in WHITENINGS:
             raise ValueError(
@@ -291,6 +293,7 @@ def assemble(
         config={
             **config,
             "dtype": str(problem.dtype).removeprefix("torch."),
+            **({"normal": True} if problem.normal else {}),
             "problem": {"name": problem.name, "kwargs": problem.kwargs}
             | ({} if problem.recipe is None else {"recipe": problem.recipe.table}),
         },

@@ -9,19 +9,9 @@ https://arxiv.org/abs/2203.09920). Under Cauchy increments a signal has no varia
 jumps, and all else is below the noise.
 
 There is no closed form, but a gold standard: every such law is a normal one of random precision,
-:math:`u_j \sim \mathcal N(0, 1/w_j)`, and with :math:`H` the matrix from increments to data both
-conditional laws are standard,
-
-.. math:: u \mid w, y \sim \mathcal N(\Lambda^{-1} H^\top y / \sigma^2,\; \Lambda^{-1}), \quad
-          \Lambda = H^\top H / \sigma^2 + \mathrm{diag}(w),
-
-.. math:: w_j \mid u \sim \mathrm{Gamma}\bigl(\tfrac{\nu + 1}2, \tfrac{\nu + u_j^2}2\bigr)
-          \quad \text{(Student; Cauchy with } \nu = 1), \qquad
-          w_j \mid u \sim \mathrm{InverseGaussian}\bigl(\tfrac{1}{|u_j|}, 1\bigr)
-          \quad \text{(Laplace)}
-
-(Andrews and Mallows 1974, https://doi.org/10.1111/j.2517-6161.1974.tb00989.x; Park and Casella
-2008, https://doi.org/10.1198/016214508000000337). ``gibbs`` alternates them.
+and elements given precisions, precisions given elements have standard laws
+(:mod:`vfm_inverse.gaussian.scale_mixtures`). ``gibbs`` draws the one and then the other, in long
+chains from the prior.
 """
 
 from __future__ import annotations
@@ -41,8 +31,10 @@ from pyro.distributions import (
 from torch import Tensor
 from torch.distributions import Transform
 
+from vfm_inverse.gaussian.scale_mixtures import sweep
 from vfm_inverse.operators import Seismogram
 from vfm_inverse.problem.inverse_problem import InverseProblem
+from vfm_inverse.problem.quantiles import elements_of
 from vfm_inverse.runtime.randomness import seeded
 
 __all__ = ["CumulativeSum", "gibbs", "make"]
@@ -52,9 +44,6 @@ LAWS = ("laplace", "student", "cauchy")
 
 SIGNALS = 20000
 """Signals whose median power sets the noise."""
-
-TINY = 1e-12
-"""Least increment of which the precision is drawn."""
 
 
 def make(
@@ -138,36 +127,18 @@ def gibbs(
     steps = torch.eye(length, dtype=torch.float64).cumsum(-1)
     operator = physics.A(steps.unsqueeze(1)).squeeze(1).T.to(y.device)
     precision = operator.T @ operator / sigma**2
-    shift = (y.double().reshape(len(y), length) @ operator / sigma**2).unsqueeze(-1)
+    shift = y.double().reshape(len(y), length) @ operator / sigma**2
+    found = elements_of(increments(law, length, df))
+    assert found is not None
     states = []
     with seeded(chain_seed):
         prior = increments(law, length, df).sample(torch.Size([chains, len(y)]))
         u = prior.squeeze(-2).to(y.device).double()
-        for sweep in range(warmup + num_draws // chains * sweeps):
-            both = precision.expand(*u.shape, length).clone()
-            both.diagonal(dim1=-2, dim2=-1).add_(precisions(u, law, df))
-            root = torch.linalg.cholesky(both)
-            inner = torch.linalg.solve_triangular(root, shift.expand(*u.shape, 1), upper=False)
-            noisy = inner + torch.randn_like(inner)
-            u = torch.linalg.solve_triangular(root.mT, noisy, upper=True).squeeze(-1)
-            if sweep >= warmup and (sweep - warmup + 1) % sweeps == 0:
+        for i in range(warmup + num_draws // chains * sweeps):
+            u = sweep(u, found.law, precision, shift)
+            if i >= warmup and (i - warmup + 1) % sweeps == 0:
                 states.append(u.cumsum(-1).to(y))
     return torch.stack(states).flatten(0, 1).unsqueeze(-2)
-
-
-def precisions(u: Tensor, law: Law, df: float = 3.0) -> Tensor:
-    """Draws of ``w`` given increments ``u (*)``, of the same shape."""
-    if law == "laplace":
-        # Michael, Schucany and Haas 1976, with the smaller root as a quotient.
-        mean = 1 / u.abs().clamp_min(TINY)
-        half = mean * torch.randn_like(u).square() / 2
-        smaller = mean / (1 + half + (half * (2 + half)).sqrt())
-        return torch.where(
-            torch.rand_like(u) * (mean + smaller) <= mean, smaller, mean**2 / smaller
-        )
-    nu = 1.0 if law == "cauchy" else df
-    shape = torch.full_like(u, (nu + 1) / 2)
-    return torch.distributions.Gamma(shape, (nu + u.square()) / 2).sample()
 
 
 def increments(law: Law, length: int, df: float) -> TorchDistribution:

@@ -14,7 +14,9 @@ from vfm_inverse.problem.inverse_problem import InverseProblem
 from vfm_inverse.problems import increments
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    law: {"law": law, "blur": blur} for law, blur in zip(increments.LAWS, (0.0, 0.4, 0.4))
+    "laplace": {"law": "laplace"},
+    "student": {"law": "student", "blur": 0.4},
+    "cauchy": {"law": "cauchy", "blur": 0.4},
 }
 
 
@@ -54,19 +56,6 @@ def test_gibbs_draws_have_the_moments_of_quadrature(law: str) -> None:
     assert error() < 0.03
     # Planted: a noise level that is a tenth too high.
     assert error(sigma=0.85) > 0.05
-
-
-def test_precisions_are_those_of_the_mixtures() -> None:
-    torch.manual_seed(0)
-    u = torch.full((400_000,), 0.8, dtype=torch.float64)
-    # Means of the conditional laws: 1 / |u|, and (nu + 1) / (nu + u^2).
-    for law, mean in (("laplace", 1.25), ("student", 4 / 3.64), ("cauchy", 2 / 1.64)):
-        w = increments.precisions(u, law)  # type: ignore[arg-type]
-        assert abs(float(w.mean()) - mean) < 0.01
-        assert bool((w > 0).all())
-    # Inverse Gaussian of shape 1 has the variance mean^3.
-    assert abs(float(increments.precisions(u, "laplace").var()) - 1.25**3) < 0.1
-    assert bool(increments.precisions(torch.zeros(10).double(), "laplace").isfinite().all())
 
 
 def test_the_noise_is_that_of_the_ratio_asked_for() -> None:

@@ -38,6 +38,7 @@ from vfm_inverse.networks.stations import (
     is_table,
 )
 from vfm_inverse.posterior.answer import OBSERVATION_MODES
+from vfm_inverse.posterior.sweeps import sweeps_for
 from vfm_inverse.posterior.validity import ValidRange
 from vfm_inverse.problem.inverse_problem import InverseProblem
 from vfm_inverse.runtime.arrays import rows_of
@@ -218,9 +219,8 @@ def build(
             start = start.to(whitening.mean)
         del x
         done("features")
-        parts = assemble(
-            problem, whitening, start, params, choice.config(network, whitening, start)
-        )
+        config = choice.config(network, whitening, start) | sweeps_for(problem)
+        parts = assemble(problem, whitening, start, params, config)
         parts.valid_range.fit(y, params)
         framed = isinstance(start, FrameStart)
         if framed or isinstance(parts.features, FieldFeatures):
@@ -242,8 +242,6 @@ def rebuild(
     The problem computes in the type of the map from then on.
     """
     problem.to(dtype=TYPES.get(config.get("dtype", "float32")))
-    if problem.normal and not config.get("normal"):  # made before there were such coordinates
-        problem.transform, problem.normal = None, False
     if whitening is None:
         if config["whitening"] not in WHITENINGS:
             raise ValueError(
@@ -293,7 +291,6 @@ def assemble(
         config={
             **config,
             "dtype": str(problem.dtype).removeprefix("torch."),
-            **({"normal": True} if problem.normal else {}),
             "problem": {"name": problem.name, "kwargs": problem.kwargs}
             | ({} if problem.recipe is None else {"recipe": problem.recipe.table}),
         },

@@ -33,6 +33,8 @@ class PushForward(TorchDistribution):
         batched: whether the observations came with a batch dimension; without, draws have none
             either (``latent`` keeps its batch of one).
         stated: support of the prior that ``decode`` may leave; draws that do are reported.
+        ending: what comes after ``decode``, ``(k, n, *event)`` to the same shape; of ``sample``
+            only, since it is not differentiable.
 
     It has no ``log_prob``: the density of a push-forward needs the map's Jacobian determinant.
     With ``observation="adapter"``, ``latent.log_prob`` is the density that importance weights in
@@ -50,9 +52,10 @@ class PushForward(TorchDistribution):
         event_shape: torch.Size,
         batched: bool = True,
         stated: constraints.Constraint | None = None,
+        ending: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.latent, self._decode, self._batched = latent, decode, batched
-        self._stated = stated
+        self._stated, self._ending = stated, ending
         batch_shape = latent.batch_shape if batched else torch.Size()
         super().__init__(batch_shape, event_shape, validate_args=False)
 
@@ -75,7 +78,8 @@ class PushForward(TorchDistribution):
         size = max(1, chunk // max(1, zeta.shape[1:].numel()))
         for begin in range(0, len(zeta), size):
             rows = slice(begin, begin + size)
-            x[rows] = self._decode(unstandardize(self.latent, zeta[rows]))
+            drawn = self._decode(unstandardize(self.latent, zeta[rows]))
+            x[rows] = drawn if self._ending is None else self._ending(drawn)
         report_outside(self._stated, x, len(self.event_shape))
         return self._finish(x.unflatten(0, sample_shape) if sample_shape else x[0], sample_shape)
 

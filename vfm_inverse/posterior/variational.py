@@ -46,6 +46,7 @@ from vfm_inverse.posterior.answer import (
 from vfm_inverse.posterior.assembly import Choice, build, rebuild
 from vfm_inverse.posterior.card import CERTIFY, Card, Standing
 from vfm_inverse.posterior.push_forward import PushForward
+from vfm_inverse.posterior.sweeps import ending
 from vfm_inverse.posterior.validity import ValidRange
 from vfm_inverse.problem.checks import check_batch, check_params
 from vfm_inverse.problem.inverse_problem import InverseProblem
@@ -115,8 +116,7 @@ class VariationalFlowMap(nn.Module):
         if (adapter is None) != (observation == "context"):
             raise ValueError(
                 "'adapter' must be None exactly when observation='context'; got "
-                f"observation={observation!r} "
-                f"and adapter {type(adapter).__name__}"
+                f"observation={observation!r} and adapter {type(adapter).__name__}"
             )
         self.networks = Networks(flow_map, adapter)
         self.likelihood, self.log_prior = likelihood, log_prior
@@ -277,6 +277,7 @@ class VariationalFlowMap(nn.Module):
             self.event_shape,
             batched,
             self.whitening.support,
+            ending(self.log_prior, self.likelihood, y, params, self.config.get("sweeps", 0)),
         )
 
     def batch(self, y: Any, params: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor], bool]:

@@ -32,7 +32,6 @@ from vfm_inverse.problem.checks import (
 from vfm_inverse.problem.labels import AxisLabels
 from vfm_inverse.problem.observation_model import ObservationModel
 from vfm_inverse.problem.priors import Prior
-from vfm_inverse.problem.quantiles import is_quantile, standard_moments
 from vfm_inverse.problem.record import Record
 from vfm_inverse.problem.simulation import Simulations, stream_of
 from vfm_inverse.problem.splits import PriorSplits, Split
@@ -84,7 +83,6 @@ class InverseProblem:
         field_labels, observation_labels: labels as ``AxisLabels``.
         likelihood: ``(x, **params) -> Distribution``, or None with a simulator.
         transform: from unbounded values to the prior's support, or None.
-        normal: whether it is one that was chosen here and makes N(0, I) of the prior.
         physics: as given, a copy of it where it computes in another type, or None.
         device, dtype: of the draws.
         simulations: finite ones, and a count of those left out.
@@ -126,13 +124,13 @@ class InverseProblem:
         check_type(dtype)
         if transform is not None:
             check_kind(transform, "transform", "Transform")
-        self.name, self.kwargs = name, dict(kwargs or {})
+        self.name = name
+        self.kwargs = dict(kwargs or {})
         self.rebuild: Callable[[], InverseProblem] | None = None
         self.recipe: Recipe | None = None
         self._kept: Record | None = None
         self.device = torch.device("cpu")
         self.transform = transform_of(prior) if transform is None else transform
-        self.normal = transform is None and is_quantile(self.transform)
         self.support = None if transform is not None else support_of(prior)
         self._params = params
         self._reference = reference
@@ -301,8 +299,6 @@ class InverseProblem:
         """Mean ``(d,)`` and covariance ``(d, d)`` of the flattened field, or of its unbounded
         values where there is a transform, in double precision; ``None`` unless the prior is a
         distribution that states them."""
-        if self.normal:
-            return standard_moments(self.field_shape.numel())
         return None if self.transform is not None else self._splits.moments()
 
     @property

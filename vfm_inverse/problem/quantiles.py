@@ -37,7 +37,7 @@ from torch.distributions import (
 from torch.distributions.transforms import ComposeTransform, Transform
 from torch.special import ndtri
 
-__all__ = ["Quantile", "is_quantile", "quantile_of", "standard_moments"]
+__all__ = ["Elements", "Quantile", "elements_of", "quantile_of"]
 
 LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 
@@ -152,10 +152,26 @@ class Quantile(Transform):
         return table.slope.to(w)[place.clamp(0, len(table.slope) - 1)]
 
 
-def quantile_of(prior: object) -> Transform | None:
-    """From normal coordinates to the fields of a prior of independent elements with heavy tails
-    (Laplace, Student-t or Cauchy, which may differ in location and scale), and on through the
-    transforms of a ``TransformedDistribution``; ``None`` for any other prior."""
+class Elements(NamedTuple):
+    """Independent elements with heavy tails, of which a field is made.
+
+    Attributes:
+        law: standard law of each, of one number, in double precision.
+        loc, scale: what its variable is multiplied by, and what is added then, each of the shape
+            of the elements.
+        parts: transforms from the elements to the field.
+    """
+
+    law: Distribution
+    loc: Tensor
+    scale: Tensor
+    parts: list[Transform]
+
+
+def elements_of(prior: object) -> Elements | None:
+    """The elements of a prior of independent Laplace, Student-t or Cauchy variables, which may
+    differ in location and scale, and the transforms of a ``TransformedDistribution`` of them;
+    ``None`` for any other prior."""
     parts: list[Transform] = []
     while isinstance(prior, Independent | TransformedDistribution):
         if isinstance(prior, TransformedDistribution):
@@ -171,20 +187,21 @@ def quantile_of(prior: object) -> Transform | None:
         standard["df"] = float(df[0])
     doubles = {key: torch.tensor(value, dtype=torch.float64) for key, value in standard.items()}
     kind = next(kind for kind in (Laplace, StudentT, Cauchy) if isinstance(prior, kind))
-    link = Quantile(kind(**doubles), prior.loc.detach(), prior.scale.detach())
-    return ComposeTransform([link, *parts]) if parts else link
+    shape = prior.batch_shape
+    loc, scale = (part.detach().expand(shape) for part in (prior.loc, prior.scale))
+    return Elements(kind(**doubles), loc, scale, parts)
 
 
-def is_quantile(transform: Transform | None) -> bool:
-    """Whether a transform begins at normal coordinates."""
-    if isinstance(transform, ComposeTransform):
-        transform = transform.parts[0]
-    return isinstance(transform, Quantile)
+def quantile_of(prior: object) -> Transform | None:
+    """From normal coordinates to the fields of a prior that :func:`elements_of` takes apart;
+    ``None`` for any other.
 
-
-def standard_moments(dim: int) -> tuple[Tensor, Tensor]:
-    """Mean ``(d,)`` and covariance ``(d, d)`` of N(0, I), in double precision."""
-    return torch.zeros(dim, dtype=torch.float64), torch.eye(dim, dtype=torch.float64)
+    ``InverseProblem(prior=prior, transform=quantile_of(prior), ...)`` works in them.
+    """
+    if (found := elements_of(prior)) is None:
+        return None
+    link = Quantile(found.law, found.loc, found.scale)
+    return ComposeTransform([link, *found.parts]) if found.parts else link
 
 
 def _tables(law: Distribution) -> tuple[Table, Table]:

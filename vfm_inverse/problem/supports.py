@@ -1,8 +1,5 @@
 """Which values a prior distribution says are possible, and the transform that keeps to them.
 
-Laws on the whole line with heavy tails have one, too: their normal coordinates
-(:mod:`vfm_inverse.problem.quantiles`).
-
 Ends of an interval are followed through the transforms of a ``TransformedDistribution``: its own
 support is the range of its last transform, whatever came before it, but a log-uniform law has the
 bounds of the uniform law that it is made of.
@@ -29,7 +26,6 @@ from torch.distributions import (
 from torch.distributions.transforms import Transform
 
 from vfm_inverse.problem.bounded import Box, Joined, Simplex
-from vfm_inverse.problem.quantiles import quantile_of
 
 __all__ = ["report_outside", "support_of", "transform_of"]
 
@@ -38,9 +34,8 @@ ROOM = 4
 
 
 def transform_of(prior: object) -> Transform | None:
-    """From unbounded values to the support of a prior distribution, and from normal ones to laws
-    with heavy tails; ``None`` where it has neither, or states no bounds that a bijection is known
-    for.
+    """From unbounded values to the support of a prior distribution; ``None`` where it has no
+    bounds, or states none that a bijection is known for.
 
     Raises:
         ValueError: the support is discrete.
@@ -67,7 +62,7 @@ def transform_of(prior: object) -> Transform | None:
             assert inner is not None  # as both ends are finite
             return transforms.ComposeTransform([inner, *base.transforms])
     unbounded = bool(torch.isinf(ends[0]).all()) and bool(torch.isinf(ends[1]).all())
-    return quantile_of(prior) if unbounded else Box(*ends)
+    return None if unbounded else Box(*ends)
 
 
 def support_of(prior: object) -> constraints.Constraint | None:

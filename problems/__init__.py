@@ -123,6 +123,10 @@ _PROBLEMS = {
         "student_t",
         "heavy-tailed prior in a rotated frame, linear data",
     ),
+    "increments": (
+        "increments",
+        "signals with Laplace, Student or Cauchy increments, denoised or deconvolved",
+    ),
 }
 
 

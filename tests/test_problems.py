@@ -95,6 +95,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "mixture-linear": ("mixture-linear", {}),
     "mixture-linear, sigma varies": ("mixture-linear", {"components": 3, "sigma": (0.1, 1.0)}),
     "student-t": ("student-t", {}),
+    "increments": ("increments", {"length": 16}),
+    "increments, cauchy, blurred": ("increments", {"law": "cauchy", "length": 16, "blur": 1.5}),
     "photo-deblur": ("photo-deblur", {"size": 16}),
     "photo-inpaint": ("photo-inpaint", {"size": 16}),
 }
@@ -111,6 +113,7 @@ NO_REFERENCE = (
     "slcp",
     "bernoulli",
     "student",
+    "increments",
 )
 EXACT = [name for name in CASES if not name.startswith(NO_REFERENCE)]
 UNIFORM = ("checkerboard", "two-moons", "gaussian-mixture", "gaussian-linear-uniform")

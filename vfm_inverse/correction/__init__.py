@@ -4,6 +4,7 @@
 :func:`psis`       Pareto-smoothed importance weights, with their k-hat
 :func:`smc`        tempered sequential Monte Carlo from the draws to the posterior
 :func:`mcmc`       Markov chains (``hmc``, ``pcn``, ``mala``, Pyro's ``nuts``) started at the draws
+:func:`gibbs`      chains over conditional laws, for heavy-tailed priors and linear physics
 :func:`auto`       the first of these whose diagnostics are satisfied, observation by observation
 :func:`corrected`  ``auto`` as a posterior function: calibrate what it makes
 :func:`fit_prior`  a map of the prior, where ``auto`` needs one; :func:`check_prior` checks it
@@ -17,6 +18,7 @@
 from __future__ import annotations
 
 from vfm_inverse.correction.chains import mcmc
+from vfm_inverse.correction.conditionals import gibbs
 from vfm_inverse.correction.importance import psis
 from vfm_inverse.correction.ladder import auto
 from vfm_inverse.correction.posteriors import corrected
@@ -36,6 +38,7 @@ __all__ = [
     "conformal",
     "corrected",
     "fit_prior",
+    "gibbs",
     "guide",
     "ksd",
     "mcmc",

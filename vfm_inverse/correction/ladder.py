@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vfm_inverse.correction.bars import Bars
 from vfm_inverse.correction.chains import chain_figures
+from vfm_inverse.correction.conditionals import alternate, posteriors_of
 from vfm_inverse.correction.hamiltonian import hamiltonian
 from vfm_inverse.posterior.variational import VariationalFlowMap
 from vfm_inverse.runtime.arrays import rows_of
@@ -25,11 +26,14 @@ from vfm_inverse.sampling.weights import GOOD_SHAPE, MOST_FOLDED, smooth
 
 __all__ = ["RUNGS", "auto"]
 
-RUNGS = ("psis", "smc", "mcmc")
+RUNGS = ("psis", "smc", "mcmc", "gibbs")
 FIGURES = ("rung", "k_hat", "rhat", "folded", "acceptance")
 
 UNFOLDING_STEPS = 4
 """Steps of the map that are tried where fewer leave folds or bad weights."""
+
+SWEEPS = 32
+"""Sweeps over conditional laws before the draws of a chain, where these laws are known."""
 
 LENGTH, WARMUP = 32, 200
 """Draws kept of each Markov chain and moves before them."""
@@ -70,7 +74,8 @@ def auto(
     draws are so far off that it could not arrive, accepted if independent groups of particles
     agree (R-hat up to 1.05), and what is left to Hamiltonian Markov chains, which go on with more
     moves to a draw where they disagree. Where the density of the draws is unknown, the chains are
-    the first rung.
+    the first rung. Where the conditional laws of the posterior are known
+    (:func:`vfm_inverse.correction.gibbs`), chains over them are.
 
     A conditional map needs the density of the prior or a map of the prior, in whose noise the
     rungs are then climbed: chains start at the draws of ``vfm``, and the answer is exact for the
@@ -91,9 +96,10 @@ def auto(
         params: parameters of the observations.
 
     Returns:
-        Diagnostics ``rung`` (0, 1, 2: psis, smc, mcmc), ``ess``, and ``k_hat`` and ``rhat`` where
-        they were computed, not a number elsewhere; ``satisfied`` is 1 where the last rung's own
-        diagnostic is good. ``notes`` says in a sentence what was done for each observation.
+        Diagnostics ``rung`` (0, 1, 2, 3: psis, smc, mcmc, gibbs), ``ess``, and ``k_hat`` and
+        ``rhat`` where they were computed, not a number elsewhere; ``satisfied`` is 1 where the
+        last rung's own diagnostic is good. ``notes`` says in a sentence what was done for each
+        observation.
 
     Raises:
         ValueError: the posterior's density is unknown (:class:`Target`), ``prior_map`` is of
@@ -159,6 +165,12 @@ def climb(
     bars: Bars,
 ) -> None:
     """All rungs for the observations ``rows``, whose posteriors are ``target``."""
+    if not target.prior_map:
+        run_conditionals(result, target, rows, num_samples // LENGTH, bars)
+        left = result.left_of(rows)
+        if not len(left):
+            return
+        target, rows = target.rows(left), rows[left]
     if not target.direct:
         # More steps, each nearer to the identity, unfold a map that folds over itself.
         for steps in dict.fromkeys((target.steps, max(target.steps, UNFOLDING_STEPS))):
@@ -190,6 +202,27 @@ def climb_with(
         drawn = State(*(value[:, again] for value in state[:3]))
         state, found = anneal(tempered, drawn)
         result.settle(1, rows[again], tempered.field(state.u), found)
+
+
+def run_conditionals(
+    result: Climb, target: Target, rows: Tensor, num_chains: int, bars: Bars
+) -> None:
+    """Chains over conditional laws, where these are known, longer ones until they agree."""
+    vfm, y, params = target.vfm, target.y, target.params
+    if posteriors_of(vfm, y[:1], rows_of(params, slice(1))) is None:
+        return
+    x = vfm.posterior(y, params).sample(torch.Size([num_chains]))
+    for thin in THINNING:
+        bars.rung("gibbs", moves=SWEEPS + LENGTH * thin)
+        posteriors = posteriors_of(vfm, y, params)
+        assert posteriors is not None
+        fields, x, found = alternate(posteriors, x, LENGTH, SWEEPS, thin, bars.move)
+        result.settle(3, rows, fields, found)
+        again = ~result.finished[rows]
+        if not again.any():
+            break
+        rows, y, x = rows[again], y[again], x[:, again]
+        params = rows_of(params, again)
 
 
 def run_chains(
@@ -301,7 +334,9 @@ def sentence(prior: str, rung: float, k_hat: float, rhat: float, folded: float) 
     if rung == 0:
         return f"weighted: {why}{prior}"
     agree = "agree" if rhat <= GOOD_RHAT else "still disagree: do not trust these draws"
-    if rung == 1:
+    if rung == 3:
+        done = f"chains over conditional laws; chains {agree}, R-hat {rhat:.3f}"
+    elif rung == 1:
         done = f"tempered ({why}, or few draws effective); groups {agree}, R-hat {rhat:.3f}"
     else:
         done = f"Markov chains ({why}, no other rung held); chains {agree}, R-hat {rhat:.3f}"

@@ -42,6 +42,7 @@ from vfm_inverse.networks.stations import (
 from vfm_inverse.posterior.answer import OBSERVATION_MODES
 from vfm_inverse.posterior.coordinates import fit_coordinates
 from vfm_inverse.posterior.geometry import grid_shape, inner_shape, suits_convolutions
+from vfm_inverse.posterior.sweeps import sweeps_for
 from vfm_inverse.posterior.validity import ValidRange
 from vfm_inverse.problem.inverse_problem import InverseProblem
 from vfm_inverse.runtime.arrays import rows_of
@@ -224,7 +225,7 @@ def build(
             start = start.to(whitening.mean)
         del x
         done("features")
-        config = choice.config(network, whitening, start)
+        config = choice.config(network, whitening, start) | sweeps_for(problem)
         config |= {"prior_moments": moments} if moments else {}
         parts = assemble(problem, whitening, start, params, config)
         parts.valid_range.fit(y, params)

@@ -39,6 +39,8 @@ class PushForward(TorchDistribution):
         exact: number of draws to an :class:`~vfm_inverse.sampling.ensemble.Ensemble` of the exact
             posterior (:mod:`vfm_inverse.sampling.exact`), which :meth:`sample` then takes them
             from; ``rsample`` stays that of the map.
+        ending: what comes after ``decode``, ``(k, n, *event)`` to the same shape; of ``sample``
+            only, since it is not differentiable.
 
     Attributes:
         diagnostics: of the exact draws of the last :meth:`sample`, by name, one number for each
@@ -62,12 +64,13 @@ class PushForward(TorchDistribution):
         batched: bool = True,
         stated: constraints.Constraint | None = None,
         exact: Callable[[int], Ensemble] | None = None,
+        ending: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self._exact = exact
         self.diagnostics: dict[str, Tensor] = {}
         self.notes: tuple[str, ...] = ()
         self.latent, self._decode, self._batched = latent, decode, batched
-        self._stated = stated
+        self._stated, self._ending = stated, ending
         batch_shape = latent.batch_shape if batched else torch.Size()
         super().__init__(batch_shape, event_shape, validate_args=False)
 
@@ -110,7 +113,8 @@ class PushForward(TorchDistribution):
         size = max(1, chunk // max(1, zeta.shape[1:].numel()))
         for begin in range(0, len(zeta), size):
             rows = slice(begin, begin + size)
-            x[rows] = self._decode(unstandardize(self.latent, zeta[rows]))
+            drawn = self._decode(unstandardize(self.latent, zeta[rows]))
+            x[rows] = drawn if self._ending is None else self._ending(drawn)
         report_outside(self._stated, x, len(self.event_shape))
         return self._finish(x.unflatten(0, sample_shape) if sample_shape else x[0], sample_shape)
 

@@ -40,6 +40,7 @@ from vfm_inverse.posterior.answer import Answer, Condition, Networks, check_mode
 from vfm_inverse.posterior.assembly import Choice, build, rebuild
 from vfm_inverse.posterior.card import Card, Standing, complaint
 from vfm_inverse.posterior.push_forward import PushForward
+from vfm_inverse.posterior.sweeps import ending
 from vfm_inverse.posterior.validity import ValidRange
 from vfm_inverse.problem.checks import check_batch, check_params
 from vfm_inverse.problem.inverse_problem import InverseProblem
@@ -279,6 +280,7 @@ class VariationalFlowMap(nn.Module):
             batched,
             self.whitening.support,
             draws,
+            ending(self.log_prior, self.likelihood, y, params, self.config.get("sweeps", 0)),
         )
 
     def batch(self, y: Any, params: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor], bool]:

@@ -16,13 +16,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from deepinv.physics import GaussianNoise, Physics
+from deepinv.physics import GaussianNoise, LinearPhysics, Physics
 from pyro import distributions as dist
 from torch import Tensor
 
 from vfm_inverse.problem.noise_laws import Observed, noise_law
 
-__all__ = ["Likelihood", "restored"]
+__all__ = ["Likelihood", "is_linear_gaussian", "restored"]
 
 
 class Likelihood:
@@ -135,6 +135,11 @@ class Likelihood:
         )
         model = type(self.physics.noise_model).__name__
         return f"{type(self.physics).__name__} with {model}({noise})"
+
+
+def is_linear_gaussian(physics: object) -> bool:
+    """Whether a physics is linear, with Gaussian noise."""
+    return isinstance(physics, LinearPhysics) and isinstance(physics.noise_model, GaussianNoise)
 
 
 @contextmanager

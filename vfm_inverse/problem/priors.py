@@ -287,10 +287,13 @@ class LogPrior:
     Args:
         prior: distribution over one field.
         device: where its parameters are.
+
+    Attributes:
+        prior: as given.
     """
 
     def __init__(self, prior: Distribution, device: torch.device) -> None:
-        self._prior, self._device = prior, device
+        self.prior, self._device = prior, device
         with seeded(0):
             # Not every law of one's own draws a single field.
             self._inside = prior.sample(torch.Size([1]))[0]
@@ -312,7 +315,7 @@ class LogPrior:
 
     def _density(self, x: Tensor) -> Tensor:
         try:
-            return self._prior.log_prob(x)
+            return self.prior.log_prob(x)
         except ValueError as error:  # torch prints all of the numbers
             raise ValueError(
                 f"the prior states no density at these fields: {shorten(str(error))}"
@@ -322,7 +325,7 @@ class LogPrior:
         """Which fields ``(*batch, *event)`` lie in the support, ``(*batch,)``; None if unknown."""
         lead = x.dim() - self._inside.dim()
         try:
-            support: Any = self._prior.support
+            support: Any = self.prior.support
             found: Tensor = support.check(x)
         except (NotImplementedError, AttributeError, RuntimeError):
             return None

@@ -124,6 +124,8 @@ def check_config(header: Mapping[str, Any]) -> dict[str, Any]:
         if name not in config:
             raise ValueError(f"its header has no '{name}'")
         whole[name].check(name, config[name])
+    if not isinstance(sweeps := config.get("sweeps", 0), int) or not 0 <= sweeps < 2**31:
+        raise ValueError(f"'sweeps' in its header must be a number of sweeps; got {sweeps!r:.40}")
     if not isinstance(config.get("whitening"), str | None):
         raise ValueError("'whitening' in its header must be a name or null")
     problem = config.get("problem")

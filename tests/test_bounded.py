@@ -208,7 +208,9 @@ def test_every_support_with_a_bijection_is_kept_to(name: str, tmp_path: Path) ->
         prior,
         likelihood=lambda x: Independent(Normal(x.flatten(x.dim() - event)[..., :3], 0.3), 1),
     )
-    vfm = vi.VariationalFlowMap.for_problem(problem, num_simulations=500, width=8, depth=1)
+    vfm = vi.VariationalFlowMap.for_problem(
+        problem, exact=False, num_simulations=500, width=8, depth=1
+    )
     vi.fit(vfm, problem, steps=2, batch_size=8, num_validation=8, progress=False)
     x, y, _ = problem.simulate(20, seed=1)
     draws = vfm(y).sample((50,))

@@ -29,7 +29,7 @@ def test_fields_are_checked_with_fewer_simulations() -> None:
     setting = setting_of("darcy")
     assert setting.settled(16 * 16).simulations == setting.settled(8).simulations == 1000
     assert setting.settled(32 * 32).simulations == 500
-    assert setting.settled(32 * 32).corrected_simulations == 500
+    assert setting_of("heat").settled(32 * 32).corrected_simulations == 500
     assert setting_of("darcy", corrected=0).settled(4).corrected_simulations == 0
     assert setting_of("darcy", minutes=3.0).steps == "auto"
     assert "--steps auto" in setting_of("darcy", minutes=3.0).shown("darcy")

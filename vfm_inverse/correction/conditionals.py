@@ -15,12 +15,13 @@ from torch import Tensor
 
 from vfm_inverse.correction.chains import chain_figures
 from vfm_inverse.gaussian.scale_mixtures import ScaleMixture
-from vfm_inverse.posterior.ensemble import Ensemble
 from vfm_inverse.posterior.variational import VariationalFlowMap
 from vfm_inverse.problem.likelihood import Likelihood
 from vfm_inverse.problem.priors import LogPrior
 from vfm_inverse.runtime.calls import checked
 from vfm_inverse.runtime.randomness import seeded
+from vfm_inverse.sampling.ensemble import Ensemble
+from vfm_inverse.sampling.target import Map
 
 __all__ = ["alternate", "gibbs", "posteriors_of"]
 
@@ -81,9 +82,7 @@ def gibbs(
         return Ensemble.of(fields, batched, None, figures, notes, num_chains)
 
 
-def posteriors_of(
-    vfm: VariationalFlowMap, y: Tensor, params: Mapping[str, Tensor]
-) -> ScaleMixture | None:
+def posteriors_of(vfm: Map, y: Tensor, params: Mapping[str, Tensor]) -> ScaleMixture | None:
     """Posteriors of observations ``(n, *obs)`` whose conditional laws are known, or ``None``."""
     if not ScaleMixture.suits(vfm.log_prior, vfm.likelihood):
         return None

@@ -211,7 +211,7 @@ def run_conditionals(
     vfm, y, params = target.vfm, target.y, target.params
     if posteriors_of(vfm, y[:1], rows_of(params, slice(1))) is None:
         return
-    x = vfm.posterior(y, params).sample(torch.Size([num_chains]))
+    x = target.field(target.sample(num_chains))
     for thin in THINNING:
         bars.rung("gibbs", moves=SWEEPS + LENGTH * thin)
         posteriors = posteriors_of(vfm, y, params)

@@ -136,6 +136,7 @@ SETTINGS: dict[str, Setting] = {
     "bernoulli-glm": FEW,
     "mixture-linear": FEW,
     "student-t": FEW,
+    "increments": replace(VECTOR, steps=500, corrected_simulations=0),
     "photo-deblur": field_of(500, 64, corrected_simulations=0),
     "photo-inpaint": field_of(500, 64, corrected_simulations=0),
 }

@@ -128,16 +128,14 @@ class InverseProblem:
         check_type(dtype)
         if transform is not None:
             check_kind(transform, "transform", "Transform")
-        self.name = name
-        self.kwargs = dict(kwargs or {})
+        self.name, self.kwargs = name, dict(kwargs or {})
         self.rebuild: Callable[[], InverseProblem] | None = None
         self.recipe: Recipe | None = None
         self._kept: Record | None = None
         self.device = torch.device("cpu")
         self.transform = transform_of(prior) if transform is None else transform
         self.support = None if transform is not None else support_of(prior)
-        self._params = params
-        self._reference = reference
+        self._params, self._reference = params, reference
         self.symmetries = tuple(Symmetry(*pair) for pair in symmetries)
         self._splits = PriorSplits(prior, test_prior, dtype)
         x = self._splits.example

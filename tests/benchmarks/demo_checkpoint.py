@@ -27,7 +27,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     if not args.write:
         problem = problems.load(**PROBLEM)
         fit(
-            VariationalFlowMap.for_problem(problem, seed=SEED),
+            VariationalFlowMap.for_problem(problem, start="gaussian", seed=SEED),
             problem,
             steps=args.steps,
             batch_size=args.batch,

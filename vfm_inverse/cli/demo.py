@@ -115,7 +115,10 @@ def _train(
     """A map that begins with the weights that ship where they are ``known``, trained on."""
     with _timed(seconds, "start"):
         vfm = VariationalFlowMap.for_problem(
-            problem, seed=SEED if known else how["seed"], progress=how["progress"]
+            problem,
+            start="gaussian",  # as the weights that ship
+            seed=SEED if known else how["seed"],
+            progress=how["progress"],
         ).to(problem.device)
     before = load_weights(vfm) if known else 0
     weights = sum(weight.numel() for weight in vfm.flow_map.parameters())

@@ -41,6 +41,7 @@ from vfm_inverse.statistics.scores import energy_score
 
 __all__ = [
     "ASKED",
+    "OPEN",
     "STARTS",
     "build_start",
     "candidates",
@@ -68,6 +69,9 @@ regression."""
 FRAME_NUMBERS = 2**18
 """Most numbers in the Jacobian of one observation with which such a start is taken unasked."""
 
+
+OPEN = ("auto", "gaussian")
+"""What leaves the kind of start open: the second, among Gaussian ones alone."""
 
 ASKED = ("regression", "laplace", "frame", "amplitudes")
 """Kinds of start that may be asked for by name, whatever suits the problem."""
@@ -136,14 +140,14 @@ def check_start(problem: InverseProblem, kind: str) -> None:
 
     Args:
         problem: prior, physics and noise.
-        kind: ``"auto"`` or one of :data:`ASKED`.
+        kind: one of :data:`OPEN` or :data:`ASKED`.
 
     Raises:
         ValueError: an unknown name, or a start from the mode without a physics and Gaussian noise.
     """
-    if kind not in ("auto", *ASKED):
-        raise ValueError(f"'start' must be one of {('auto', *ASKED)}; got {kind!r}")
-    if kind in ("auto", "regression"):
+    if kind not in (*OPEN, *ASKED):
+        raise ValueError(f"'start' must be one of {(*OPEN, *ASKED)}; got {kind!r}")
+    if kind in (*OPEN, "regression"):
         return
     physics, likelihood = problem.physics, problem.likelihood
     gaussian = isinstance(likelihood, Likelihood) and likelihood.noise_scale() is not None
@@ -203,12 +207,12 @@ def fit_start(
         whitening: coordinates of the start.
         simulations: fields ``(n, *event)``, observations ``(n, *obs)`` and parameters.
         max_rank: most directions kept with many data of a varying operator, and in a regression.
-        kind: one of :data:`ASKED`, or ``"auto"``: what suits the problem.
+        kind: one of :data:`ASKED`, or of :data:`OPEN`: what suits the problem.
         framed: whether the map can work in a frame with the physics in it, or in those of a
             mixture.
     """
     starts: list[GaussianStart] = []
-    kinds = candidates(problem, whitening, simulations[2]) if kind == "auto" else (kind,)
+    kinds = candidates(problem, whitening, simulations[2]) if kind in OPEN else (kind,)
     if kind == "auto" and kinds == ("regression",) and framed:
         start = fit_frame(problem, whitening, simulations, max_rank)
         return start or start_of("regression", problem, whitening, simulations, max_rank)

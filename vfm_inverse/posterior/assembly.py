@@ -22,7 +22,7 @@ from vfm_inverse.flow.adapter import FAMILIES, NoiseAdapter
 from vfm_inverse.flow.flow_map import FlowMap
 from vfm_inverse.gaussian.amplitudes import num_bands
 from vfm_inverse.gaussian.amplitudes_start import AmplitudesStart
-from vfm_inverse.gaussian.choose_start import build_start, check_start, fit_start, start_kind
+from vfm_inverse.gaussian.choose_start import OPEN, build_start, check_start, fit_start, start_kind
 from vfm_inverse.gaussian.laplace_start import FrameStart
 from vfm_inverse.gaussian.operator_start import GaussianStart, is_conjugate
 from vfm_inverse.gaussian.whitening import WHITENINGS, Whitening
@@ -184,7 +184,7 @@ class Choice:
             "width": self.width,
             "depth": self.depth,
             "rank": 0 if start is None else start.rank,
-            "start": start_kind(start) if self.start == "auto" else self.start,
+            "start": start_kind(start) if self.start in OPEN else self.start,
             **({"exact": self.exact} if self.exact else {}),
         }
 

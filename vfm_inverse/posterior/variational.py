@@ -196,7 +196,8 @@ class VariationalFlowMap(nn.Module):
             depth: residual blocks (MLP, default 3) or halvings (U-Net, by the field's size).
             max_rank: most informed directions kept with many data of a varying operator, and in a
                 regression.
-            start: ``"auto"`` (exact for linear physics with Gaussian noise, else a regression),
+            start: ``"auto"`` (the one that suits), ``"gaussian"`` (the exact answer of a Gaussian
+                prior for linear physics with Gaussian noise, else a regression),
                 ``"regression"``, ``"amplitudes"`` (a mixture over how strong fields are, scale by
                 scale, for the same physics), ``"laplace"`` (the Gaussian at the mode of each
                 posterior) or ``"frame"`` (around the mode, with the physics in the coordinates:

@@ -178,12 +178,13 @@ def test_a_calibration_finds_a_wrong_density() -> None:
 def test_groups_that_disagree_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampling, "GOOD_SHAPE", -torch.inf)
     monkeypatch.setattr(sampling, "AGREE", 0.9)
+    monkeypatch.setattr(sampling, "AGREE_WELL", 0.9)
     posterior = wrong()(torch.tensor([0.3, -1.0]))
     with pytest.warns(CalibrationWarning, match="draws of 1 of 1 observation.* may not be exact"):
         assert drawn(posterior, 10).shape == (10, 2)
     assert float(posterior.diagnostics["satisfied"]) == 0
     assert "not arrived: do not trust these draws" in posterior.notes[0]
-    assert float(posterior.diagnostics["ess"]) == 4 * 1024
+    assert float(posterior.diagnostics["ess"]) == 2 * 1024
 
 
 def test_an_observation_that_nothing_explains_is_told() -> None:

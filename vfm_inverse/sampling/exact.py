@@ -9,8 +9,9 @@ that costs little to repair, observation by observation:
    are effective as are asked for.
 2. **Tempering** elsewhere (:mod:`vfm_inverse.sampling.tempering`): particles start as draws of a
    Gaussian, the map's frame but wider, in which modes that the map misses are found, and move
-   along their differences. No network is evaluated. It is trusted where independent groups agree
-   (R-hat up to 1.05), and done again with four times the particles where they do not.
+   along their differences. No network is evaluated. Where independent groups do not agree well
+   (R-hat above 1.01) it is done again with twice the particles and twice the moves, and then
+   trusted up to 1.05.
 
 Draws of the second kind are exact as their number grows; the diagnostics say how each observation
 was answered.
@@ -55,11 +56,12 @@ EFFECTIVE, LEAST = 2.0, 64.0
 """Effective draws for each draw asked for, and in all."""
 
 PARTICLES, SMALLEST = 2, 1024
-"""Particles for each draw asked for, and least number of them; four times as many where groups
-disagree."""
+"""Particles for each draw asked for, and least number of them; twice as many, with twice as many
+moves, where groups do not agree well."""
 
-AGREE = 1.05
-"""Largest R-hat with which groups of particles agree."""
+AGREE_WELL, AGREE = 1.01, 1.05
+"""Largest R-hat with which groups of particles agree well enough not to be asked again (Vehtari et
+al. 2021, Bayesian Analysis 16, 667), and largest with which they are trusted after that."""
 
 BLOCK = 2**12
 """Draws of an observation that are made together."""
@@ -203,26 +205,30 @@ class Draws:
         """The second rung, for the observations that are left."""
         dim, num = self.target.dim, max(SMALLEST, PARTICLES * self.num)
         num += -num % GROUPS
-        # As much wider in few dimensions as in many, and as many more moves as these take.
-        width, moves = math.sqrt(1 + math.sqrt(2 / dim)), 10 + 2 * dim
-        for size in (num, 4 * num):
-            left = (self.figures["satisfied"] == 0).nonzero().squeeze(1)
+        left = (self.figures["satisfied"] == 0).nonzero().squeeze(1)
+        for effort in (1, 2):
             if not len(left):
                 return
             # Of what the first rung takes at once.
-            for rows in left.split(max(1, AT_ONCE // (2 * size * dim))):
-                part = self.target.rows(rows).around(width)
-                first, _ = draw(part, size)
-                state, found = anneal(part, first, moves=moves, together=True)
-                # Neighbours come from one group: all are taken from equally.
-                index = torch.randperm(size, device=rows.device)[: self.num]
-                self.settle(1, rows, part.field(state.u[index]))
-                self.figures["rhat"][rows] = found["rhat"]
-                self.figures["ess"][rows] = float(size)
-                arrived = (found["rhat"] <= AGREE) & (found["power"] == 1)
-                # Where nothing has a density, nothing moves, and groups agree on that.
-                arrived &= torch.isfinite(state.log_prob).all(0)
-                self.figures["satisfied"][rows] = arrived.to(self.samples)
+            for rows in left.split(max(1, AT_ONCE // (2 * effort * num * dim))):
+                self._anneal(rows, effort * num, effort * (10 + 2 * dim))
+            left = left[~(self.figures["rhat"][left] <= AGREE_WELL)]
+
+    def _anneal(self, rows: Tensor, size: int, moves: int) -> None:
+        # As much wider in few dimensions as in many.
+        width = math.sqrt(1 + math.sqrt(2 / self.target.dim))
+        part = self.target.rows(rows).around(width)
+        first, _ = draw(part, size)
+        state, found = anneal(part, first, moves=moves, together=True)
+        # Neighbours come from one group: all are taken from equally.
+        index = torch.randperm(size, device=rows.device)[: self.num]
+        self.settle(1, rows, part.field(state.u[index]))
+        arrived = (found["rhat"] <= AGREE) & (found["power"] == 1)
+        # Where nothing has a density, nothing moves, and groups agree on that.
+        arrived &= torch.isfinite(state.log_prob).all(0)
+        for name, value in (("rhat", found["rhat"]), ("satisfied", arrived)):
+            self.figures[name][rows] = value.to(self.samples)
+        self.figures["ess"][rows] = float(size)
 
     def settle(self, rung: int, rows: Tensor, samples: Tensor) -> None:
         """Draws of a rung for the observations ``rows``."""

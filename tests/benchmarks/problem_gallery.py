@@ -51,6 +51,7 @@ SETTINGS: dict[str, tuple[int, int]] = {
     "gaussian-field": (100, 64),
     "seismic-deconvolution": (500, 128),
     "linear-gaussian": (500, 128),
+    "increments": (500, 128),
     "rotated-gaussian": (500, 128),
     "lognormal-field": (2000, 128),
     "darcy": (500, 64),

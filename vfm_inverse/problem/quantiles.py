@@ -185,7 +185,9 @@ def elements_of(prior: object) -> Elements | None:
         if not bool((df == df[0]).all()):
             return None
         standard["df"] = float(df[0])
-    doubles = {key: torch.tensor(value, dtype=torch.float64) for key, value in standard.items()}
+    doubles: dict[str, Any] = {
+        key: torch.tensor(value, dtype=torch.float64) for key, value in standard.items()
+    }
     kind = next(kind for kind in (Laplace, StudentT, Cauchy) if isinstance(prior, kind))
     shape = prior.batch_shape
     loc, scale = (part.detach().expand(shape) for part in (prior.loc, prior.scale))

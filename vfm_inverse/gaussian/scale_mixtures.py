@@ -84,11 +84,12 @@ class ScaleMixture:
         """Those of observations ``(n, *obs)``, where it :meth:`suits`."""
         elements = elements_of(log_prior.prior)
         assert elements is not None
-        loc, scale = (part.to(y) for part in (elements.loc, elements.scale))
+        # Transforms hold tensors where the prior was made.
+        loc, scale = (part.to(y.dtype) for part in (elements.loc, elements.scale))
         d = loc.numel()
         # A field at the centre, and one beside it along each element.
         along = torch.diag(scale.flatten()).unflatten(-1, loc.shape)
-        fields = chained(elements)(torch.cat([loc.unsqueeze(0), loc + along]))
+        fields = chained(elements)(torch.cat([loc.unsqueeze(0), loc + along])).to(y)
         names = operator_params(likelihood.physics, params)
         num = len(y) if names else 1
         own = {name: params[name].repeat_interleave(d + 1, 0) for name in names}
@@ -99,15 +100,15 @@ class ScaleMixture:
 
     def elements(self, x: Tensor) -> Tensor:
         """``t (*batch, d)`` of fields ``(*batch, *event)``, in double precision."""
-        u = self.rest.inv(x).double()
+        u = self.rest.inv(x.to(self.loc.device)).double()
         t = (u - self.loc.to(u)) / self.scale.to(u)
-        return t.flatten(-self.loc.dim())
+        return t.flatten(-self.loc.dim()).to(x.device)
 
     def field(self, t: Tensor, like: Tensor) -> Tensor:
         """Fields ``(*batch, *event)`` of ``t (*batch, d)``, in the type of ``like``."""
-        u = t.unflatten(-1, self.loc.shape)
-        field: Tensor = self.rest((self.loc.to(u) + self.scale.to(u) * u).to(like))
-        return field
+        u = t.unflatten(-1, self.loc.shape).to(self.loc.device)
+        field: Tensor = self.rest((self.loc.to(u) + self.scale.to(u) * u).to(like.dtype))
+        return field.to(like)
 
     def sweep(self, t: Tensor) -> Tensor:
         """One sweep from ``t (k, n, d)``."""

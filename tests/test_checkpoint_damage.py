@@ -154,7 +154,7 @@ def test_a_header_that_fits_nothing_is_refused_with_the_files_name(
     ["verdict", "num_draws", "alpha", "figures", "valid_range", "weights_sha256"],
 )
 def test_a_card_is_held_to_the_kinds_of_its_fields(field: str, saved: Path) -> None:
-    card = json.loads(json.dumps(vars(vi.load(saved, warn=False).card)))
+    card = json.loads(vi.load(saved, warn=False).card.to_json())
     assert Card.from_json(json.dumps(card)).to_json() == json.dumps(card)
     wrong: tuple[Any, ...] = (None, [], True, {"a": "b"}, {"a": ["b"]})
     for value in wrong:

@@ -18,7 +18,7 @@ pytest.importorskip("skimage")
 def test_the_weights_that_ship_beat_the_start() -> None:
     assert WEIGHTS.stat().st_size <= 5_000_000
     problem = problems.load(**PROBLEM)
-    vfm = VariationalFlowMap.for_problem(problem, seed=SEED)
+    vfm = VariationalFlowMap.for_problem(problem, start="gaussian", seed=SEED)
     x, y, params = problem.simulate(64, split="test", seed=5)
     scores = []
     for trained in (False, True):

@@ -176,7 +176,7 @@ def test_slow_draws_end_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, calls = [0.0], []
 
     def slow(num: int, seed: int) -> Tensor:
-        clock[0] += 50.0
+        clock[0] += 0.4 * streamed_moments.PATIENCE
         calls.append(num)
         return draw(num, seed)
 

@@ -15,7 +15,7 @@ from torch.distributions import MultivariateNormal
 
 from vfm_inverse import VariationalFlowMap
 from vfm_inverse.correction.recalibration import Tempered
-from vfm_inverse.correction.target import Target
+from vfm_inverse.sampling.target import Target
 from vfm_inverse.gaussian import choose_start
 from vfm_inverse.gaussian.amplitude_mixture import AmplitudeMixture
 from vfm_inverse.gaussian.amplitudes import Amplitudes, bands_of

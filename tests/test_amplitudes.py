@@ -15,7 +15,6 @@ from torch.distributions import MultivariateNormal
 
 from vfm_inverse import VariationalFlowMap
 from vfm_inverse.correction.recalibration import Tempered
-from vfm_inverse.sampling.target import Target
 from vfm_inverse.gaussian import choose_start
 from vfm_inverse.gaussian.amplitude_mixture import AmplitudeMixture
 from vfm_inverse.gaussian.amplitudes import Amplitudes, bands_of
@@ -24,6 +23,7 @@ from vfm_inverse.gaussian.operator_start import FixedOperatorStart, VaryingOpera
 from vfm_inverse.gaussian.whitening import DenseWhitening, fit_whitening
 from vfm_inverse.problem.inverse_problem import InverseProblem
 from vfm_inverse.runs.loading import load
+from vfm_inverse.sampling.target import Target
 from vfm_inverse.statistics.scores import energy_score
 from vfm_inverse.training import fit
 from vfm_inverse.training.objective import Objective

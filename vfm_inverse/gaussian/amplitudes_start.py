@@ -31,7 +31,6 @@ from vfm_inverse.gaussian.matrix_free import apply, chunks, noise_level
 from vfm_inverse.gaussian.normals import ContractedNormal
 from vfm_inverse.gaussian.operator_start import (
     CHUNK,
-    LinearStart,
     VaryingOperatorStart,
     operator_params,
 )
@@ -58,30 +57,19 @@ class _Fixed(NamedTuple):
     classes: list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]
 
 
-class AmplitudesStart(LinearStart):
+class AmplitudesStart(VaryingOperatorStart):
     """For a prior that is known by samples.
 
     Args:
-        physics, likelihood, whitening: as for every :class:`LinearStart`.
-        num_data: m, numbers in one observation.
+        physics, likelihood, whitening, num_data: as for :class:`VaryingOperatorStart`.
     """
-
-    FITTED = ()
-    _num_data: int
 
     def __init__(
         self, physics: LinearPhysics, likelihood: Likelihood, whitening: Whitening, num_data: int
     ) -> None:
-        super().__init__(physics, likelihood, whitening)
-        self._num_data = num_data
+        super().__init__(physics, likelihood, whitening, num_data)
         self.amplitudes = Amplitudes()
-        self._varying = VaryingOperatorStart(physics, likelihood, whitening, num_data)
         self._fixed: _Fixed | None = None
-
-    @property
-    def rank(self) -> int:
-        """Largest number of informed directions."""
-        return min(self._num_data, self._whitening.dim)
 
     def fit(self, x: Tensor, y: Tensor, params: Mapping[str, Tensor], max_rank: int) -> None:
         """Find the classes among the fields."""
@@ -177,11 +165,7 @@ class AmplitudesStart(LinearStart):
 
     def _precision(self, y: Tensor, params: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """``g (n, d)`` and ``G (n, d, d)`` of each observation, in double precision."""
-        weight = noise_level(self._likelihood, params, y).double().reciprocal()
-        mean, w = self._varying._linearize(y, params)
-        w = weight.unsqueeze(-1) * w.double()
-        residual = weight * (y.flatten(1) - mean).double()
-        residual = torch.where(w.any(-1), residual, 0.0)
+        residual, w = self._in_noise(y, params)
         return (residual.unsqueeze(-2) @ w).squeeze(-2), w.mT @ w
 
 

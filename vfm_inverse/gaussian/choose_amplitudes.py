@@ -12,7 +12,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from vfm_inverse.gaussian.amplitudes_start import AmplitudesStart
 from vfm_inverse.gaussian.operator_start import FixedOperatorStart, GaussianStart
 from vfm_inverse.gaussian.whitening import DenseWhitening, Whitening
 from vfm_inverse.problem.inverse_problem import InverseProblem
@@ -45,7 +44,7 @@ def may_have_amplitudes(
 
 def better(
     start: GaussianStart,
-    other: AmplitudesStart,
+    other: GaussianStart,
     whitening: Whitening,
     simulations: tuple[Tensor, Tensor, Mapping[str, Tensor]],
     max_rank: int,

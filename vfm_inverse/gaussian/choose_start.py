@@ -220,8 +220,7 @@ def fit_start(
         starts.append(start_of(each, problem, whitening, simulations, max_rank))
     mixed = kind == "auto" and framed and len(starts) == 1
     if mixed and may_have_amplitudes(problem, whitening, starts[0]):
-        other = AmplitudesStart(*_linear(problem, whitening), problem.observation_shape.numel())
-        other = other.to(simulations[0].device)
+        other = STARTS["amplitudes"](problem, whitening).to(simulations[0].device)
         if better(starts[0], other, whitening, simulations, max_rank):
             return other
     if len(starts) == 1:

@@ -253,12 +253,7 @@ class VaryingOperatorStart(LinearStart):
 
     def _posterior(self, y: Tensor, params: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Mean ``(n, d)``, directions ``(n, d, rank)`` and scales ``(n, rank)``."""
-        weight = noise_level(self._likelihood, params, y).double().reciprocal()
-        mean, w = self._linearize(y, params)
-        w = weight.unsqueeze(-1) * w.double()
-        residual = weight * (y.flatten(1) - mean).double()
-        # What is written where a mask hides the datum must not count, not even in rounding.
-        residual = torch.where(w.any(-1), residual, 0.0)
+        residual, w = self._in_noise(y, params)
         squares, left = (part[..., -self.rank :] for part in torch.linalg.eigh(w @ w.mT))
         coefficients = (left.mT @ residual.unsqueeze(-1)).squeeze(-1)
         # Squares are told apart to what rounding leaves (in single precision 1e-10 of the largest,
@@ -272,6 +267,16 @@ class VaryingOperatorStart(LinearStart):
         along = squares * inverse * coefficients / (1 + squares)
         loc = (basis @ along.unsqueeze(-1)).squeeze(-1)
         return loc.to(y), basis.to(y), (1 + squares).rsqrt().to(y)
+
+    def _in_noise(self, y: Tensor, params: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Data without those of the prior mean, ``(n, m)``, and ``B (n, m, d)``, in units of the
+        noise and double precision."""
+        weight = noise_level(self._likelihood, params, y).double().reciprocal()
+        mean, w = self._linearize(y, params)
+        w = weight.unsqueeze(-1) * w.double()
+        residual = weight * (y.flatten(1) - mean).double()
+        # What is written where a mask hides the datum must not count, not even in rounding.
+        return torch.where(w.any(-1), residual, 0.0), w
 
     @torch.enable_grad()
     def _linearize(self, y: Tensor, params: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

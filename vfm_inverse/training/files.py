@@ -23,6 +23,7 @@ __all__ = [
     "FIGURES",
     "Row",
     "csv_log",
+    "fixed_state",
     "log_text",
     "prefixed",
     "read_state",
@@ -97,6 +98,11 @@ def _close(here: Tensor, there: Tensor) -> bool:
         return torch.equal(here, there)
     atol = 1e-3 * float(there.abs().max())
     return torch.allclose(here.to(there), there, rtol=1e-3, atol=atol, equal_nan=True)
+
+
+def fixed_state(vfm: VariationalFlowMap) -> dict[str, Tensor]:
+    """All of a map that no training changes: coordinates, start, features, range."""
+    return {k: v for k, v in vfm.state_dict().items() if not k.startswith("networks.")}
 
 
 def prefixed(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ which takes a linearisation of the physics instead of a search.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +36,7 @@ from vfm_inverse.runtime import storage
 from vfm_inverse.runtime.files import FRAMES
 from vfm_inverse.runtime.fingerprints import fingerprint
 from vfm_inverse.runtime.randomness import seeded
+from vfm_inverse.training.files import fixed_state
 
 __all__ = ["FramePool", "Frames", "metropolis", "pool_for"]
 
@@ -126,7 +127,7 @@ class FramePool:
     def _block(self, number: int) -> Frames:
         if self.folder is None:
             return self._computed(number)
-        path, made_for = self.folder / f"{number:04d}.safetensors", self._made_for()
+        path, made_for = self.folder / f"{number:04d}.safetensors", self._made_for
         try:
             tensors, header = storage.read(path, "frames", self.vfm.whitening.mean.device)
             if header["made_for"] == made_for:
@@ -138,12 +139,11 @@ class FramePool:
         storage.write(path, frames._asdict(), "frames", {"made_for": made_for})
         return frames
 
+    @cached_property
     def _made_for(self) -> str:
         """The seed, the physics, and all of the map that makes frames and features."""
-        state = self.vfm.state_dict().items()
-        fixed = {name: value for name, value in state if not name.startswith("networks.")}
         physics, num = physics_fingerprint(self.problem), len(self.problem.symmetries)
-        return fingerprint(f"{self.seed} {num} {physics}", fixed)
+        return fingerprint(f"{self.seed} {num} {physics}", fixed_state(self.vfm))
 
     @torch.no_grad()
     def _computed(self, number: int) -> Frames:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vfm_inverse.posterior.variational import VariationalFlowMap
 from vfm_inverse.runtime import storage
 from vfm_inverse.runtime.files import STATE
-from vfm_inverse.training.files import Row, prefixed, read_state, same_start, selected
+from vfm_inverse.training.files import Row, fixed_state, prefixed, read_state, same_start, selected
 from vfm_inverse.training.held_out import Score
 from vfm_inverse.training.objective import Objective
 from vfm_inverse.training.plan import FixedPlan, OpenPlan, paired
@@ -191,8 +191,3 @@ class TrainingState:
             self.summary = header["summary"]
         except (KeyError, TypeError, RuntimeError) as error:
             raise ValueError(f"'{path}' is no training state of this map: {error}") from error
-
-
-def fixed_state(vfm: VariationalFlowMap) -> dict[str, Tensor]:
-    """All of a map that no training changes: coordinates, start, features, range."""
-    return {k: v for k, v in vfm.state_dict().items() if not k.startswith("networks.")}
